@@ -1,0 +1,129 @@
+"""What a device offers to the streamer: lanes, memory, views of that memory, copies and kernels.
+
+There are two shapes of device. On a *unified* one kernels work on host memory, so that a tile travels
+store → host slot → kernel → store. On the other kind it travels store → host slot → device slot → kernel and back.
+A kernel is a method of its device's kernel table, called as ``kernel(reads, writes, params, lane)`` with views as the
+device makes them; the table is the one place to add a kernel for that device.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from pycauset.devices.lanes import Failure, InlineLane, Lane, Span, ThreadLane
+from pycauset.storage.base import TileStore
+
+__all__ = ["Device", "Kernel", "Lanes", "MemoryScope", "Mode", "Slab"]
+
+Mode = Literal["async", "sync"]
+Kernel = Callable[[Sequence[Any], Sequence[Any], tuple[Any, ...], Any], None]
+
+
+class MemoryScope(Protocol):
+    """The part of the governor that hands out tickets for one operation."""
+
+    def request(self, kind: Any, nbytes: int, *, owner: str) -> Any:
+        """A ticket, or None."""
+
+    def require(self, kind: Any, nbytes: int, *, owner: str) -> Any:
+        """A ticket, or MemoryLimitError."""
+
+
+@dataclass(slots=True)
+class Lanes:
+    """One lane per stage. A unified device has no upload and download lanes."""
+
+    read: Lane
+    write: Lane
+    compute: tuple[Lane, ...]
+    upload: Lane | None = None
+    download: Lane | None = None
+
+    def all(self) -> list[Lane]:
+        return [lane for lane in (self.read, self.upload, *self.compute, self.download, self.write) if lane is not None]
+
+
+class Slab:
+    """Memory under a ticket. ``array`` is host memory as bytes, ``address`` where it starts (host or device)."""
+
+    __slots__ = ("_free", "address", "array", "nbytes", "pinned", "ticket")
+
+    def __init__(
+        self,
+        nbytes: int,
+        ticket: Any,
+        *,
+        array: np.ndarray[Any, Any] | None = None,
+        address: int = 0,
+        pinned: bool = False,
+        free: Callable[[], None] | None = None,
+    ) -> None:
+        self.nbytes = nbytes
+        self.ticket = ticket
+        self.array = array
+        self.address = address
+        self.pinned = pinned
+        self._free = free
+
+    def release(self) -> None:
+        """Free the memory, then give the ticket back; a second call does nothing."""
+        free, self._free, self.array = self._free, None, None
+        if free is not None:
+            free()
+        if self.ticket is not None:
+            self.ticket.release()
+            self.ticket = None
+
+
+class Device(abc.ABC):
+    """A place where kernels run. Instances are shared by the process; runs share nothing but the device itself."""
+
+    kind: str
+    name: str
+    unified: bool
+    kernels: Mapping[str, Kernel]
+    #: False for a device that only pretends: no store is touched, no memory taken.
+    real: bool = True
+
+    @abc.abstractmethod
+    def lanes(self, *, mode: Mode, failure: Failure, timeline: list[Span] | None, readers: int, writers: int) -> Lanes:
+        """Fresh lanes for one run."""
+
+    @abc.abstractmethod
+    def device_slab(self, nbytes: int, scope: MemoryScope, owner: str) -> Slab:
+        """Memory for tiles that kernels work on; MemoryLimitError when denied."""
+
+    @abc.abstractmethod
+    def host_slab(self, nbytes: int, scope: MemoryScope, owner: str) -> Slab:
+        """Host memory for tiles on their way, the fastest kind the governor grants; MemoryLimitError when denied."""
+
+    @abc.abstractmethod
+    def view(self, slab: Slab, offset: int, shape: tuple[int, int], dtype: np.dtype[Any]) -> Any:
+        """A dense row-major tile at ``offset`` bytes into a device slab, as kernels take it."""
+
+    @abc.abstractmethod
+    def reaches(self, store: TileStore, dtype: np.dtype[Any]) -> bool:
+        """Whether tiles of the store can be used where they lie: by kernels (unified) or by the copy engine."""
+
+    def upload(self, source: np.ndarray[Any, Any], target: Any, row: int, col: int, lane: Any) -> None:
+        """Copy a host tile into a part of a device tile, its first element to (row, col)."""
+        raise NotImplementedError(f"{self.name} works on host memory")
+
+    def download(self, source: Any, row: int, col: int, target: np.ndarray[Any, Any], lane: Any) -> None:
+        """Copy a part of a device tile, from (row, col) on, to a host tile."""
+        raise NotImplementedError(f"{self.name} works on host memory")
+
+    def synchronize(self) -> None:
+        """Wait for everything the device was asked to do; raises what failed."""
+        return
+
+    def host_lanes(self, mode: Mode, failure: Failure, timeline: list[Span] | None, names: Mapping[str, int]) -> list[Lane]:
+        """Lanes on host threads, ``names`` giving each its number of threads."""
+        if mode == "sync":
+            return [InlineLane(name, failure, timeline) for name in names]
+        return [ThreadLane(name, threads, failure, timeline) for name, threads in names.items()]

@@ -1,0 +1,488 @@
+"""One NVIDIA GPU through CuPy's low-level bindings: pinned slabs, four streams, events, cuBLAS on row-major tiles.
+
+Uploads and downloads have a stream each, kernels two (the second of high priority), and every stream its own cuBLAS
+handle where it needs one: a handle shared by streams may not be reproducible. Jobs are enqueued by the submitting thread
+through raw pointers, without making ``cupy.ndarray`` objects, which keeps the host's share under 50 µs a task.
+
+After a sticky CUDA error the context is lost: the device refuses further work in this process, and the solver uses the CPU.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import threading
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pycauset.devices.base import Device, Lanes, MemoryScope, Mode, Slab
+from pycauset.devices.lanes import Completion, Failure, HostCompletion, LaneStatistics, Span
+from pycauset.devices.memory import PAGE, pageable_slab
+from pycauset.errors import DeviceError, MemoryLimitError, PycausetWarning
+from pycauset.storage.base import TileStore
+from pycauset.tiling import Rect, round_up
+from pycauset.units import format_bytes
+
+__all__ = ["WORKSPACE_BYTES", "CupyDevice"]
+
+#: cuBLAS takes a workspace for each handle: 32 MiB on Hopper, less elsewhere.
+WORKSPACE_BYTES = 2 * (32 << 20)
+_STICKY = {226, 700, 702, 710, *range(714, 720), 721, 810, 911}
+_NOT_READY = 600
+_BLOCKING, _NON_BLOCKING_STREAM = 1, 1
+_TO_DEVICE, _TO_HOST = 1, 2
+_LETTER = {"float32": "s", "float64": "d", "complex64": "c", "complex128": "z"}
+_OPERATION = {"N": 0, "T": 1, "H": 2}
+_UPPER = 1
+
+
+class TileView(NamedTuple):
+    """A dense or strided row-major tile in device memory: address, shape, row distance in elements."""
+
+    address: int
+    rows: int
+    cols: int
+    ld: int
+    dtype: np.dtype[Any]
+
+
+class _Event:
+    """A CUDA event that goes back to its device's stock when nobody holds it any more."""
+
+    __slots__ = ("_stock", "handle")
+
+    def __init__(self, handle: int, stock: list[int]) -> None:
+        self.handle = handle
+        self._stock = stock
+
+    def __del__(self) -> None:
+        self._stock.append(self.handle)
+
+
+class CudaCompletion:
+    """A point in a stream."""
+
+    __slots__ = ("_device", "event", "lane", "sequence")
+
+    def __init__(self, device: CupyDevice, lane: CudaLane, event: _Event, sequence: int) -> None:
+        self._device = device
+        self.lane = lane
+        self.event = event
+        self.sequence = sequence
+
+    def wait(self) -> None:
+        if self.lane.finished < self.sequence:
+            with self._device.checked("waiting for the GPU"):
+                self._device.runtime.eventSynchronize(self.event.handle)
+            self.lane.finished = max(self.lane.finished, self.sequence)
+
+    def done(self) -> bool:
+        if self.lane.finished >= self.sequence:
+            return True
+        if self._device.query(self.event.handle):
+            self.lane.finished = max(self.lane.finished, self.sequence)
+            return True
+        return False
+
+
+class CudaLane:
+    """A CUDA stream. Waiting for another stream is the GPU's business, waiting for host work the submitting thread's."""
+
+    def __init__(self, name: str, device: CupyDevice, stream: int, failure: Failure, timeline: list[Span] | None, *, sync: bool) -> None:
+        self.name = name
+        self.stream = stream
+        self.handle = 0  # cuBLAS, on compute lanes
+        self.finished = 0
+        self._device = device
+        self._failure = failure
+        self._timeline = timeline
+        self._sync = sync
+        self._sequence = 0
+        self._seen: dict[int, int] = {}  # other lane -> the last job of it that this stream waits for
+        self._spans: deque[tuple[str, _Event, _Event, int]] = deque()
+        self._last: _Event | None = None
+        self._jobs = self._nbytes = 0
+        self._busy = self._stalled = 0.0
+
+    def submit(self, work: Callable[..., object], waits: Iterable[Completion], *, name: str, nbytes: int = 0, flops: float = 0.0) -> Completion:
+        runtime, device = self._device.runtime, self._device
+        try:
+            for waited in waits:
+                completion = waited.inner if isinstance(waited, HostCompletion) and waited.done() else waited
+                if isinstance(completion, CudaCompletion):
+                    lane = completion.lane
+                    if lane is not self and self._seen.get(id(lane), 0) < completion.sequence and lane.finished < completion.sequence:
+                        runtime.streamWaitEvent(self.stream, completion.event.handle)
+                        self._seen[id(lane)] = completion.sequence
+                else:
+                    completion.wait()
+            if self._failure:
+                return _skipped(self)
+            begin = device.event()
+            runtime.eventRecord(begin.handle, self.stream)
+            work()
+            end = device.event()
+            runtime.eventRecord(end.handle, self.stream)
+        except Exception as error:  # noqa: BLE001 - raised by the streamer, once, after the clean-up
+            self._failure.record(device.translate(error, f"{name} on the {self.name} stream"))
+            return _skipped(self)
+        self._sequence += 1
+        self._jobs += 1
+        self._nbytes += nbytes
+        self._spans.append((name, begin, end, nbytes))
+        if len(self._spans) > 512:
+            self._harvest(block=False)
+        completion = CudaCompletion(device, self, end, self._sequence)
+        if self._sync:
+            try:
+                completion.wait()
+            except DeviceError as error:
+                self._failure.record(error)
+        return completion
+
+    def _harvest(self, *, block: bool) -> None:
+        """Turn the events of finished jobs into seconds."""
+        runtime, device = self._device.runtime, self._device
+        while self._spans:
+            name, begin, end, nbytes = self._spans[0]
+            if block:
+                runtime.eventSynchronize(end.handle)
+            elif not device.query(end.handle):
+                return
+            self._spans.popleft()
+            busy = runtime.eventElapsedTime(begin.handle, end.handle) * 1e-3
+            self._busy += busy
+            if self._last is not None:
+                self._stalled += max(0.0, runtime.eventElapsedTime(self._last.handle, begin.handle) * 1e-3)
+            self._last = end
+            if self._timeline is not None:
+                start = device.epoch_host + runtime.eventElapsedTime(device.epoch.handle, begin.handle) * 1e-3
+                self._timeline.append(Span(self.name, name, start, start + busy, nbytes))
+
+    def statistics(self) -> LaneStatistics:
+        if not self._device.lost:
+            self._harvest(block=False)
+        return LaneStatistics(self._jobs, self._nbytes, self._busy, self._stalled)
+
+    def close(self) -> None:
+        """Let the stream come to rest; statistics stay."""
+        if not self._device.lost:
+            try:
+                self._device.runtime.streamSynchronize(self.stream)
+                self._harvest(block=True)
+            except Exception as error:  # noqa: BLE001 - recorded; the streamer raises it
+                self._failure.record(self._device.translate(error, f"finishing the {self.name} stream"))
+
+
+def _skipped(lane: Any) -> HostCompletion:
+    done = HostCompletion(lane)
+    done.set()
+    return done
+
+
+class CupyDevice(Device):
+    """The current CUDA device. Creating one starts CUDA; make it through :func:`pycauset.devices.gpu`.
+
+    Raises
+    ------
+    DeviceError
+        If CUDA cannot start.
+    """
+
+    kind = "gpu"
+    unified = False
+
+    def __init__(self) -> None:
+        from pycauset.hardware.probe import import_cupy
+
+        cupy = import_cupy()
+        if cupy is None:
+            raise DeviceError("CuPy is not installed or cannot be imported; install pycauset[cuda12] or pycauset[cuda13]")
+        from cupy_backends.cuda.api import runtime
+
+        self.runtime: Any = runtime
+        self._lost: str | None = None
+        self._lock = threading.Lock()
+        self._stock: list[int] = []
+        with self.checked("starting CUDA"):
+            properties = runtime.getDeviceProperties(runtime.getDevice())
+            name = properties["name"]
+            self.name = name.decode() if isinstance(name, bytes) else str(name)
+            from cupy_backends.cuda.libs import cublas
+
+            self.cublas: Any = cublas
+            self._streams = {
+                "upload": runtime.streamCreateWithFlags(_NON_BLOCKING_STREAM),
+                "download": runtime.streamCreateWithFlags(_NON_BLOCKING_STREAM),
+                "compute": runtime.streamCreateWithPriority(_NON_BLOCKING_STREAM, 0),
+                "panel": runtime.streamCreateWithPriority(_NON_BLOCKING_STREAM, -5),
+            }
+            self._handles = {}
+            for stream in ("compute", "panel"):
+                self._handles[stream] = cublas.create()
+                cublas.setStream(self._handles[stream], self._streams[stream])
+            self.epoch = self.event()
+            runtime.eventRecord(self.epoch.handle, self._streams["compute"])
+            runtime.eventSynchronize(self.epoch.handle)
+        self.epoch_host = perf_counter()
+        self.kernels = {"gemm": self._gemm, "rank_k": self._rank_k, "scale": self._scale}
+
+    # -- errors ---------------------------------------------------------------------------------------------------
+
+    @property
+    def lost(self) -> bool:
+        """Whether a sticky CUDA error has made the GPU unusable in this process."""
+        return self._lost is not None
+
+    def checked(self, doing: str) -> _Checked:
+        """A context in which CUDA's errors become typed ones."""
+        return _Checked(self, doing)
+
+    def translate(self, error: BaseException, doing: str) -> BaseException:
+        """The typed error for what CuPy raised while ``doing``."""
+        if isinstance(error, (DeviceError, MemoryLimitError)) or not isinstance(error, Exception):
+            return error
+        status = getattr(error, "status", None)
+        if status in _STICKY and type(error).__name__ == "CUDARuntimeError":
+            self._lost = str(error)
+        if status == 2 and type(error).__name__ == "CUDARuntimeError":
+            return MemoryLimitError(f"the GPU ran out of memory while {doing}; lower gpu_memory=, or close what else uses the GPU")
+        if type(error).__name__ in ("CUDARuntimeError", "CUBLASError", "CUDADriverError", "OutOfMemoryError"):
+            ending = "; the GPU is not used again in this process: restart Python to get it back" if self.lost else ""
+            typed = DeviceError(f"{doing} failed on {self.name}: {error}{ending}")
+            typed.__cause__ = error
+            return typed
+        return error
+
+    def query(self, event: int) -> bool:
+        """Whether an event has happened. ``cupy.cuda.Event.done`` reads an error as "not yet", for ever; this raises it."""
+        try:
+            return bool(self.runtime.eventQuery(event) == 0)
+        except self.runtime.CUDARuntimeError as error:
+            if error.status == _NOT_READY:
+                return False
+            raise self.translate(error, "asking for progress") from error
+
+    # -- streams and events ---------------------------------------------------------------------------------------
+
+    def event(self) -> _Event:
+        """An event from the stock; waiting for it sleeps instead of burning a core."""
+        handle = self._stock.pop() if self._stock else self.runtime.eventCreateWithFlags(_BLOCKING)
+        return _Event(handle, self._stock)
+
+    def lanes(self, *, mode: Mode, failure: Failure, timeline: list[Span] | None, readers: int, writers: int) -> Lanes:
+        if self.lost:
+            raise DeviceError(f"{self.name} was lost to an earlier CUDA error ({self._lost}); restart Python to use it again")
+        read, write = self.host_lanes(mode, failure, timeline, {"read": readers, "write": writers})
+
+        def lane(name: str, stream: str) -> CudaLane:
+            made = CudaLane(name, self, self._streams[stream], failure, timeline, sync=mode == "sync")
+            made.handle = self._handles.get(stream, 0)
+            return made
+
+        return Lanes(
+            read, write, (lane("compute", "compute"), lane("compute", "panel")), upload=lane("upload", "upload"), download=lane("download", "download")
+        )
+
+    def synchronize(self) -> None:
+        if not self.lost:
+            with self.checked("finishing"):
+                for stream in self._streams.values():
+                    self.runtime.streamSynchronize(stream)
+
+    # -- memory ---------------------------------------------------------------------------------------------------
+
+    def device_slab(self, nbytes: int, scope: MemoryScope, owner: str) -> Slab:
+        ticket = scope.require("device", nbytes, owner=owner)
+        try:
+            with self.checked(f"allocating {format_bytes(nbytes)} for {owner}"):
+                address = self.runtime.malloc(nbytes)
+        except BaseException:
+            ticket.release()
+            raise
+        return Slab(nbytes, ticket, address=address, free=lambda: None if self.lost else self.runtime.free(address))
+
+    def host_slab(self, nbytes: int, scope: MemoryScope, owner: str) -> Slab:
+        """Pinned memory, or ordinary memory with one warning when pinning is denied."""
+        size = round_up(nbytes, PAGE)
+        ticket = scope.request("pinned", size, owner=owner)
+        if ticket is not None:
+            try:
+                address = self.runtime.hostAlloc(size, 0)
+            except Exception:  # noqa: BLE001 - degrades below, whatever the driver's reason
+                ticket.release()
+            else:
+                buffer = (ctypes.c_ubyte * size).from_address(address)
+                free = functools.partial(self._free_host, address)
+                return Slab(size, ticket, array=np.frombuffer(buffer, np.uint8), address=address, pinned=True, free=free)
+        warnings.warn(
+            f"{format_bytes(size)} could not be pinned for {owner}; ordinary memory is used, and copies to the GPU are slower "
+            "(pycauset.cuda.set_pinning_budget raises the budget)",
+            PycausetWarning,
+            stacklevel=2,
+        )
+        return pageable_slab(size, scope, owner)
+
+    def _free_host(self, address: int) -> None:
+        if not self.lost:
+            self.runtime.freeHost(address)
+
+    def view(self, slab: Slab, offset: int, shape: tuple[int, int], dtype: np.dtype[Any]) -> TileView:
+        return TileView(slab.address + offset, shape[0], shape[1], max(shape[1], 1), dtype)
+
+    def reaches(self, store: TileStore, dtype: np.dtype[Any]) -> bool:
+        """Whether the copy engine can reach the store's elements at full speed: page-locked, row by row, of this dtype."""
+        if store.dtype != dtype:
+            return False
+        array = store.view(Rect(0, store.shape[0], 0, store.shape[1]))
+        if array is None or not array.size or (array.strides[1] != array.itemsize and array.shape[1] > 1) or array.strides[0] < 0:
+            return False
+        return self.is_pinned(array)
+
+    def is_pinned(self, array: np.ndarray[Any, Any]) -> bool:
+        """Whether a NumPy array lies in page-locked memory."""
+        try:
+            kind: int = self.runtime.pointerGetAttributes(array.__array_interface__["data"][0]).type
+        except Exception:  # noqa: BLE001 - an unknown address is not pinned
+            return False
+        return kind == 1
+
+    def upload(self, source: np.ndarray[Any, Any], target: TileView, row: int, col: int, lane: CudaLane) -> None:
+        rows, cols = source.shape
+        size = source.itemsize
+        address = target.address + (row * target.ld + col) * size
+        start = source.__array_interface__["data"][0]
+        pitch = source.strides[0] if rows > 1 else cols * size
+        if pitch == cols * size and target.ld == cols:
+            self.runtime.memcpyAsync(address, start, rows * pitch, _TO_DEVICE, lane.stream)
+        else:
+            self.runtime.memcpy2DAsync(address, target.ld * size, start, pitch, cols * size, rows, _TO_DEVICE, lane.stream)
+
+    def download(self, source: TileView, row: int, col: int, target: np.ndarray[Any, Any], lane: CudaLane) -> None:
+        rows, cols = target.shape
+        size = target.itemsize
+        address = source.address + (row * source.ld + col) * size
+        start = target.__array_interface__["data"][0]
+        pitch = target.strides[0] if rows > 1 else cols * size
+        if pitch == cols * size and source.ld == cols:
+            self.runtime.memcpyAsync(start, address, rows * pitch, _TO_HOST, lane.stream)
+        else:
+            self.runtime.memcpy2DAsync(start, pitch, address, source.ld * size, cols * size, rows, _TO_HOST, lane.stream)
+
+    # -- kernels --------------------------------------------------------------------------------------------------
+
+    def _gemm(self, reads: Sequence[TileView], writes: Sequence[TileView], params: tuple[Any, ...], lane: CudaLane) -> None:
+        """As on the CPU: row-major tiles are transposes in cuBLAS's eyes, so A and B change places."""
+        alpha, beta, op_a, op_b = params
+        a, b, c = reads[0], reads[1], writes[0]
+        depth = a.cols if op_a == "N" else a.rows
+        scalars = _scalars(alpha, beta, c.dtype)
+        getattr(self.cublas, _LETTER[c.dtype.name] + "gemm")(
+            lane.handle,
+            _OPERATION[op_b],
+            _OPERATION[op_a],
+            c.cols,
+            c.rows,
+            depth,
+            scalars[0],
+            b.address,
+            b.ld,
+            a.address,
+            a.ld,
+            scalars[1],
+            c.address,
+            c.ld,
+        )
+
+    def _rank_k(self, reads: Sequence[TileView], writes: Sequence[TileView], params: tuple[Any, ...], lane: CudaLane) -> None:
+        """SYRK on the lower triangle, mirrored at the end; CuPy binds no HERK, so Hermitian tiles are whole products."""
+        alpha, beta, op_a, hermitian, last = params
+        a, c = reads[0], writes[0]
+        if hermitian and c.dtype.kind == "c":
+            self._gemm((a, a), writes, (alpha, beta, op_a, "H" if op_a == "N" else "N"), lane)
+            return
+        scalars = _scalars(alpha, beta, c.dtype)
+        getattr(self.cublas, _LETTER[c.dtype.name] + "syrk")(
+            lane.handle,
+            _UPPER,
+            1 if op_a == "N" else 0,
+            c.rows,
+            a.cols if op_a == "N" else a.rows,
+            scalars[0],
+            a.address,
+            a.ld,
+            scalars[1],
+            c.address,
+            c.ld,
+        )
+        if last:
+            import cupy
+
+            with cupy.cuda.ExternalStream(lane.stream):
+                tile = self.array(c)
+                _mirror_kernel()(tile, c.ld, c.rows, size=c.rows * c.rows)
+
+    def _scale(self, reads: Sequence[TileView], writes: Sequence[TileView], params: tuple[Any, ...], lane: CudaLane) -> None:
+        import cupy
+
+        with cupy.cuda.ExternalStream(lane.stream):
+            tile = self.array(writes[0])
+            tile *= params[0] if params[0] != 0 else 0
+            if params[0] == 0:
+                tile.fill(0)
+
+    def array(self, tile: TileView) -> Any:
+        """A device tile as a ``cupy.ndarray`` that shares its memory."""
+        import cupy
+
+        memory = cupy.cuda.UnownedMemory(tile.address, tile.rows * tile.ld * tile.dtype.itemsize, self)
+        pointer = cupy.cuda.MemoryPointer(memory, 0)
+        return cupy.ndarray((tile.rows, tile.cols), tile.dtype, memptr=pointer, strides=(tile.ld * tile.dtype.itemsize, tile.dtype.itemsize))
+
+
+class _Checked:
+    """Turns CUDA's errors into typed ones."""
+
+    __slots__ = ("_device", "_doing")
+
+    def __init__(self, device: CupyDevice, doing: str) -> None:
+        self._device = device
+        self._doing = doing
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        if error is not None:
+            typed = self._device.translate(error, self._doing)
+            if typed is not error:
+                raise typed from error
+
+
+@functools.lru_cache(maxsize=64)
+def _scalar_memory(alpha: complex, beta: complex, name: str) -> np.ndarray[Any, Any]:
+    dtype = np.dtype(name)
+    return np.array([alpha, beta], dtype) if dtype.kind == "c" else np.array([complex(alpha).real, complex(beta).real], dtype)
+
+
+def _scalars(alpha: complex, beta: complex, dtype: np.dtype[Any]) -> tuple[int, int]:
+    """Addresses of alpha and beta in host memory; cuBLAS reads them during the call."""
+    address: int = _scalar_memory(alpha, beta, dtype.name).__array_interface__["data"][0]
+    return address, address + dtype.itemsize
+
+
+@functools.cache
+def _mirror_kernel() -> Any:
+    import cupy
+
+    return cupy.ElementwiseKernel(
+        "raw T tile, int64 ld, int64 n",
+        "",
+        "long long r = i / n, c = i % n; if (c > r) { T* p = (T*)&tile[0]; p[r * ld + c] = p[c * ld + r]; }",
+        "pycauset_mirror_lower",
+    )

@@ -1,0 +1,498 @@
+"""Planning a product: tile and block shapes, order, slots, and the bytes and seconds that follow. Pure arithmetic.
+
+The order is one and the same on every device. C is cut into blocks; a block stays resident while panels of A and B
+stream past (depth ``tile_k``), so that each element of the block is written once and each panel element is used for a
+whole block side. Blocks are visited in serpentine order, and each pass over k runs opposite to the one before, so that
+neighbouring passes share the panels at their turn. In the last ``drain`` steps of a pass the loops change places: each
+strip of the block is finished in turn, and travels home while the next one computes.
+
+For a block of side b the bytes are ``2mnk/b`` plus reading or writing C: the lower bound is ``2mnk/√S`` for a fast
+memory of S elements, reached as b approaches √S.
+
+References
+----------
+.. [1] J.-W. Hong and H. T. Kung, "I/O complexity: the red-blue pebble game", STOC 1981.
+.. [2] T. M. Smith, B. Lowery, J. Langou and R. van de Geijn, "A tight I/O lower bound for matrix multiplication",
+   arXiv:1702.02017 (the constant 2).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from pycauset.devices.rates import Rates
+from pycauset.errors import MemoryLimitError
+from pycauset.tiling import ceil_div, round_up, serpentine
+from pycauset.units import format_bytes
+
+__all__ = ["MatmulLimits", "MatmulPlan", "MatmulProblem", "lower_bound", "plan_matmul"]
+
+#: A plan may move this much more than the bound plus reading the inputs and writing the output once, if it can choose.
+_SLACK = 1.10
+
+
+@dataclass(frozen=True, slots=True)
+class MatmulProblem:
+    """``C = op(A) op(B)``, (m, k) times (k, n): sizes, and what the geometry of the stores asks for.
+
+    ``units`` are the multiples that tile sides along m, n, k should have so that tiles are whole chunks. ``slotless`` says
+    for A, B and C whether they need no device slots, ``hostless`` whether they need no host slots (both False: on disk).
+    ``a_stacks`` tells whether a tile several chunks tall is contiguous as stored. ``rank_k`` marks B = op(A)ᵀ or op(A)ᴴ:
+    only the lower triangle is computed.
+    """
+
+    m: int
+    n: int
+    k: int
+    dtype: np.dtype[Any]
+    units: tuple[int, int, int] = (1, 1, 1)
+    slotless: tuple[bool, bool, bool] = (False, False, False)
+    hostless: tuple[bool, bool, bool] = (False, False, False)
+    disk_itemsize: tuple[float, float, float] | None = None
+    a_stacks: bool = True
+    rank_k: bool = False
+    reads_c: bool = False
+
+    @property
+    def flops(self) -> float:
+        """Real floating-point operations."""
+        full = (8.0 if self.dtype.kind == "c" else 2.0) * self.m * self.n * self.k
+        return full * (self.n + 1) / (2 * self.n) if self.rank_k and self.n else full
+
+
+@dataclass(frozen=True, slots=True)
+class MatmulLimits:
+    """Bytes that slots may take: at the device level, and (unless the device is unified) at the host level."""
+
+    device: int
+    host: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class MatmulPlan:
+    """Everything decided about a product before it starts. Bytes and seconds are predictions in closed form.
+
+    Attributes
+    ----------
+    tile : (int, int, int)
+        Tile sides along m, n and k: A's tiles are tile_m × tile_k, B's tile_k × tile_n, C's tile_m × tile_n.
+    block : (int, int)
+        Tiles of C that stay resident together, down and across.
+    drain : int
+        Steps in k at the end of each pass in which C is finished strip by strip.
+    keep_a, keep_b : int
+        Steps in k of A's and B's panels that stay on the device from one pass to the next.
+    host_keep_a, host_keep_b : int
+        The same for host slots, B's counted over a whole row of blocks.
+    slots : (int, int, int)
+        Device slots for tiles of A, B and C.
+    upload, download, disk_read, disk_write : int
+        Bytes over each link; on a unified device the first two are 0.
+    bound : float
+        The fewest bytes over the device's link: lower bound plus reading inputs and writing the output once.
+    seconds : float
+        Predicted time.
+    device_bytes, host_bytes : int
+        Memory for slots.
+    """
+
+    problem: MatmulProblem
+    unified: bool
+    tile: tuple[int, int, int]
+    block: tuple[int, int]
+    drain: int
+    keep_a: int
+    keep_b: int
+    host_keep_a: int
+    host_keep_b: int
+    slots: tuple[int, int, int]
+    host_slots: int
+    host_slot_bytes: int
+    upload: int = 0
+    download: int = 0
+    disk_read: int = 0
+    disk_write: int = 0
+    bound: float = 0.0
+    seconds: float = 0.0
+    stages: tuple[tuple[str, float], ...] = ()
+    device_bytes: int = 0
+    host_bytes: int = 0
+
+    @property
+    def link_bytes(self) -> int:
+        """Bytes over the link that feeds the device: the disk's on a unified device, PCIe's on a GPU."""
+        return self.disk_read + self.disk_write if self.unified else self.upload + self.download
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Tiles along m, n and k."""
+        p = self.problem
+        return ceil_div(p.m, self.tile[0]), ceil_div(p.n, self.tile[1]), ceil_div(p.k, self.tile[2])
+
+    @property
+    def blocks(self) -> tuple[int, int]:
+        """Blocks down and across."""
+        rows, cols, _ = self.grid
+        return ceil_div(rows, self.block[0]), ceil_div(cols, self.block[1])
+
+    @property
+    def tasks(self) -> int:
+        """How many kernels the plan runs."""
+        rows, cols, steps = self.grid
+        return (rows * (rows + 1) // 2 if self.problem.rank_k else rows * cols) * steps
+
+    def passes(self) -> Iterator[tuple[int, int]]:
+        """Blocks (I, J) in the order of the passes over k."""
+        down, across = self.blocks
+        if self.problem.rank_k:
+            for i in range(down):
+                yield from ((i, j) for j in (range(i + 1) if i % 2 == 0 else range(i, -1, -1)))
+        else:
+            yield from serpentine(down, across)
+
+
+def lower_bound(m: float, n: float, k: float, fast: float, *, rank_k: bool = False) -> float:
+    """Fewest elements to move: 2mnk/√S (half of that for C = AAᵀ over square blocks) plus every input and output once.
+
+    Examples
+    --------
+    >>> lower_bound(1000, 1000, 1000, 10_000)
+    23000000.0
+    """
+    volume = 2 * m * n * k / math.sqrt(fast)
+    if rank_k:
+        return volume / 2 + n * k + n * (n + 1) / 2
+    return volume + m * k + k * n + m * n
+
+
+# -- bytes in closed form ----------------------------------------------------------------------------------------------
+
+
+def _steps_width(k: int, tile_k: int, skip: int, ascending: bool) -> int:
+    """Columns of A in a pass over k, without its first ``skip`` steps."""
+    steps = ceil_div(k, tile_k)
+    if skip >= steps:
+        return 0
+    head = skip * tile_k
+    if not ascending and skip:
+        head -= steps * tile_k - k  # the ragged step comes first
+    return k - head
+
+
+def _rows_of(size: int, tile: int, block: int, index: int) -> int:
+    """Rows (or columns) in block ``index`` of ``block`` tiles each."""
+    side = tile * block
+    return min(size - index * side, side)
+
+
+def _traffic(plan: MatmulPlan) -> tuple[float, float, float, float]:
+    """Elements of A and B loaded to the device, and of A and B read from the store."""
+    p = plan.problem
+    if p.rank_k:
+        return _traffic_rank_k(plan)
+    major, minor = plan.blocks
+    major_size, minor_size = (p.m, plan.tile[0], plan.block[0]), (p.n, plan.tile[1], plan.block[1])
+    keep_major, keep_minor = plan.keep_a, plan.keep_b
+    host_major, host_minor = plan.host_keep_a, plan.host_keep_b
+    k, tile_k = p.k, plan.tile[2]
+    steps = ceil_div(k, tile_k)
+    # The panel of the outer index is used in every pass of its row: loaded in the first, topped up in the others.
+    loaded_major = read_major = 0.0
+    for i in range(major):
+        rows = _rows_of(*major_size, i)
+        later = minor - 1
+        first = i * minor + 1  # passes are numbered; even ones ascend
+        ascending = (later + (first + 1) % 2) // 2
+        descending = later - ascending
+        for skip, kind in ((keep_major, "load"), (max(keep_major, host_major), "read")):
+            width = k + ascending * _steps_width(k, tile_k, skip, True) + descending * _steps_width(k, tile_k, skip, False)
+            if kind == "load":
+                loaded_major += rows * width
+            else:
+                read_major += rows * width
+    # The panel of the inner index is shared at the turn from one row of blocks to the next.
+    total = minor_size[0] * k
+    loaded_minor = read_minor = float(total)
+    for i in range(1, major):
+        start = i * minor
+        turn = 0 if i % 2 == 0 else minor - 1
+        width = _rows_of(*minor_size, turn)
+        loaded_minor += total - width * (k - _steps_width(k, tile_k, keep_minor, start % 2 == 0))
+        remaining = max(keep_minor, host_minor)
+        saved = 0.0
+        for offset in range(ceil_div(min(remaining, steps * minor), steps)):
+            j = offset if i % 2 == 0 else minor - 1 - offset
+            skip = min(steps, remaining - offset * steps)
+            saved += _rows_of(*minor_size, j) * (k - _steps_width(k, tile_k, skip, (start + offset) % 2 == 0))
+        read_minor += total - saved
+    return loaded_major, loaded_minor, read_major, read_minor
+
+
+def _traffic_rank_k(plan: MatmulPlan) -> tuple[float, float, float, float]:
+    """As :func:`_traffic`, for the lower triangle of blocks: pass by pass (their number is small)."""
+    p = plan.problem
+    k, tile_k = p.k, plan.tile[2]
+    size = (p.n, plan.tile[0], plan.block[0])
+    loaded_a = loaded_b = read_a = 0.0
+    before: tuple[int, int] | None = None
+    for number, (i, j) in enumerate(plan.passes()):
+        ascending = number % 2 == 0
+        same_row = before is not None and before[0] == i
+        loaded_a += _rows_of(*size, i) * _steps_width(k, tile_k, plan.keep_a if same_row else 0, ascending)
+        read_a += _rows_of(*size, i) * _steps_width(k, tile_k, max(plan.keep_a, plan.host_keep_a) if same_row else 0, ascending)
+        if i != j:
+            same_column = before is not None and before[1] == j and before[0] != before[1]
+            loaded_b += _rows_of(*size, j) * _steps_width(k, tile_k, plan.keep_b if same_column else 0, ascending)
+        before = (i, j)
+    return loaded_a, loaded_b, read_a, loaded_b
+
+
+# -- seconds -----------------------------------------------------------------------------------------------------------
+
+
+def _predict(plan: MatmulPlan, rates: Rates) -> MatmulPlan:
+    p = plan.problem
+    es = p.dtype.itemsize
+    disk_es = p.disk_itemsize or (es, es, es)
+    loaded_a, loaded_b, read_a, read_b = _traffic(plan)
+    c = p.m * p.n
+    if p.rank_k:  # tiles that the diagonal crosses are whole
+        rows, tile = plan.grid[0], plan.tile[0]
+        c = sum(min(tile, p.n - i * tile) * min(p.n, (i + 1) * tile) for i in range(rows))
+    c_in = c if p.reads_c else 0
+    upload = download = 0.0
+    if plan.unified:
+        disk_read = (0 if p.slotless[0] else loaded_a * disk_es[0]) + (0 if p.slotless[1] else loaded_b * disk_es[1])
+        disk_read += 0 if p.slotless[2] else c_in * disk_es[2]
+        disk_write = 0 if p.slotless[2] else c * disk_es[2]
+    else:
+        upload, download = (loaded_a + loaded_b + c_in) * es, float(c * es)
+        disk_read = (0 if p.hostless[0] else read_a * disk_es[0]) + (0 if p.hostless[1] else read_b * disk_es[1])
+        disk_read += 0 if p.hostless[2] else c_in * disk_es[2]
+        disk_write = 0 if p.hostless[2] else c * disk_es[2]
+    compute = plan.tasks * (rates.compute(p.flops / max(plan.tasks, 1)))
+    stages = [
+        ("compute", compute),
+        ("upload", upload / rates.upload),
+        ("download", download / rates.download),
+        ("disk", disk_read / rates.read + disk_write / rates.write),
+    ]
+    seconds = max(s for _, s in stages)
+    # Filling: the first tiles of A and B have to arrive before anything runs. Draining: the last strip goes home alone.
+    first = (plan.tile[0] + plan.tile[1]) * min(plan.tile[2], p.k) * es
+    strip = plan.tile[0] * plan.block[0] * plan.tile[1] * es
+    if plan.unified:
+        seconds += (first / rates.read if disk_read else 0) + (strip / plan.block[0] / rates.write if disk_write else 0)
+    else:
+        seconds += first / rates.upload + strip / rates.download
+        seconds += (first / rates.read if disk_read else 0) + (strip / rates.write if disk_write else 0)
+        # Between passes the next block waits for strips of the last one, unless they leave as fast as they are finished.
+        rate = p.flops / compute if compute else math.inf
+        finish = (8.0 if p.dtype.kind == "c" else 2.0) * (strip / es) * plan.drain * plan.tile[2] / rate
+        spare = max(0, plan.slots[2] // plan.block[0] - plan.block[1])
+        wait = max(0.0, (strip / rates.download - finish)) * max(0, plan.block[1] - spare)
+        seconds += wait * (plan.blocks[0] * plan.blocks[1] - 1) * (0.5 if p.rank_k else 1)
+    tile_m, tile_n, tile_k = plan.tile
+    sizes = (tile_m * tile_k, tile_k * tile_n, tile_m * tile_n)
+    device = sum(round_up(size * es, 4096) * slots for size, slots, free in zip(sizes, plan.slots, p.slotless, strict=True) if not free)
+    return replace(
+        plan,
+        upload=round(upload),
+        download=round(download),
+        disk_read=round(disk_read),
+        disk_write=round(disk_write),
+        seconds=seconds,
+        stages=tuple(stages),
+        device_bytes=device,
+        host_bytes=plan.host_slots * plan.host_slot_bytes,
+    )
+
+
+# -- choosing ----------------------------------------------------------------------------------------------------------
+
+
+def _candidates(count: int, around: float) -> list[int]:
+    """Numbers of blocks to try along one side: all small ones, then a neighbourhood of the best guess."""
+    low, high = int(around * 0.75), int(around * 1.35) + 2
+    return sorted({r for r in [*range(1, 25), *range(low, high, max(1, (high - low) // 48))] if 1 <= r <= count})
+
+
+def _fit(problem: MatmulProblem, limits: MatmulLimits, unified: bool, tile_n: int, tile_k: int, blocks_down: int) -> MatmulPlan | None:
+    """The widest block for ``blocks_down`` blocks along m, with slots for streaming, or None when nothing fits."""
+    p, es = problem, problem.dtype.itemsize
+    unit_m = p.units[0]
+    height = min(round_up(ceil_div(p.m, blocks_down), unit_m), round_up(p.m, unit_m))
+    if p.rank_k:
+        tile_m = tile_n
+        height = round_up(height, tile_m)
+    elif unified and not p.a_stacks:
+        tile_m = min(round_up(tile_n, unit_m), round_up(p.m, unit_m))
+        height = round_up(height, tile_m)
+    else:
+        tile_m = height
+    down = ceil_div(height, tile_m)
+    steps = ceil_div(p.k, tile_k)
+    drain = max(1, min(steps, ceil_div(4096, tile_k))) if not unified else 1
+    slot = [0 if free else round_up(size * es, 4096) for size, free in zip((tile_m * tile_k, tile_k * tile_n, tile_m * tile_n), p.slotless, strict=True)]
+    while True:
+        a_slots = down * (drain + (1 if steps > drain else 0))
+        # Strips beyond the block: one to be filled while the last ones of the block before go home.
+        spare = down * (2 if not unified else 1) if steps >= 1 else 0
+        left = limits.device - a_slots * slot[0] - spare * slot[2] - 2 * slot[1]
+        per_column = down * slot[2] + slot[1]  # a strip of C and its tile of B, one ahead
+        across = min(ceil_div(p.n, tile_n), int(left // per_column) if per_column else 1 << 30) if left > 0 else 0
+        if across >= 1 or drain == 1:
+            break
+        drain //= 2
+    if across < 1:
+        return None
+    across = ceil_div(ceil_div(p.n, tile_n), ceil_div(ceil_div(p.n, tile_n), across))  # blocks of even width
+    if p.rank_k:
+        across = down = min(across, down)
+        a_slots = down * (drain + (1 if steps > drain else 0))
+        spare = down * (2 if not unified else 1)
+    wide = ceil_div(ceil_div(p.n, tile_n), across) == 1 and ceil_div(p.m, down * tile_m) == 1
+    if wide:
+        spare = 0  # one block: nothing follows it
+    b_slots = across + 2
+    plan = MatmulPlan(p, unified, (tile_m, tile_n, tile_k), (down, across), drain, 0, 0, 0, 0, (a_slots, b_slots, down * across + spare), 0, 0)
+    free = limits.device - sum(s * count for s, count in zip(slot, plan.slots, strict=True))
+    return _keep(plan, free, slot) if free >= 0 else None
+
+
+def _keep(plan: MatmulPlan, free: int, slot: list[int]) -> MatmulPlan:
+    """Spend what is left on panels that stay from one pass to the next, and on deeper prefetching."""
+    steps = plan.grid[2]
+    rows, cols = plan.blocks
+    down, across = plan.block
+    keep_a = keep_b = 0
+    a_slots, b_slots, c_slots = plan.slots
+    if cols > 1 or plan.problem.rank_k:
+        # The drain's steps are resident at the turn already; keeping them costs nothing but a step to stream through.
+        extra = free // (down * slot[0]) if slot[0] else steps
+        extra = max(0, min(extra, steps + 1 - a_slots // down))
+        a_slots += extra * down
+        free -= extra * down * slot[0]
+        keep_a = steps if a_slots // down >= steps else max(0, a_slots // down - 2)
+    elif rows > 1:
+        extra = free // (across * slot[1]) if slot[1] else steps
+        if extra >= steps:
+            extra, keep_b = steps, steps
+        else:
+            extra = max(0, extra - 1)
+            keep_b = extra
+        b_slots += extra * across
+        free -= extra * across * slot[1]
+    ahead = min(free // slot[1] if slot[1] else 0, across)
+    return replace(plan, keep_a=keep_a, keep_b=keep_b, slots=(a_slots, b_slots + max(0, ahead), c_slots))
+
+
+def _host_level(plan: MatmulPlan, limit: int, piece: int) -> MatmulPlan | None:
+    """Give the host level its slots: enough to stage every stage's tiles, then panels worth keeping."""
+    p, es = plan.problem, plan.problem.dtype.itemsize
+    if all(p.hostless):
+        return plan
+    tile_m, tile_n, tile_k = plan.tile
+    slots = limit // piece
+
+    def pieces_of(elements: int) -> int:
+        return max(1, ceil_div(elements * es, piece))
+
+    step_a = 0 if p.hostless[0] else plan.block[0] * pieces_of(tile_m * tile_k)
+    step_b = 0 if p.hostless[1] else pieces_of(tile_k * tile_n) * plan.block[1]
+    one_a = 0 if p.hostless[0] else pieces_of(tile_m * tile_k)
+    one_b = 0 if p.hostless[1] else pieces_of(tile_k * tile_n)
+    one_c = 0 if p.hostless[2] else pieces_of(tile_m * tile_n)
+    least = max(2 * one_a, 2 * one_b, one_c) + 1
+    if slots < least:
+        return None
+    # Staging: two steps of A and B on their way in, two strips of C on their way out.
+    staging = min(slots, max(least, 2 * step_a + 2 * step_b + 2 * one_c))
+    left = slots - staging
+    rows, cols = plan.blocks
+    steps = plan.grid[2]
+    keep_a = keep_b = 0
+    if step_a and (cols > 1):
+        keep_a = _retention(left // step_a, steps, plan.keep_a)
+        left -= keep_a * step_a
+    if step_b and rows > 1 and not p.rank_k:
+        keep_b = _retention(left // step_b, steps * cols, plan.keep_b)
+        left -= keep_b * step_b
+    used = staging + keep_a * step_a + keep_b * step_b
+    return replace(plan, host_keep_a=keep_a, host_keep_b=keep_b, host_slots=used, host_slot_bytes=piece)
+
+
+def _retention(fits: int, steps: int, device: int) -> int:
+    """How many steps before a turn the host keeps: all, or as many as fit without clashing with the device's own."""
+    if fits >= steps:
+        return steps
+    return max(0, min(fits, steps - device - 1)) if fits > device else 0
+
+
+def plan_matmul(problem: MatmulProblem, limits: MatmulLimits, rates: Rates, *, unified: bool, piece: int = 8 << 20) -> MatmulPlan:
+    """Choose tiles, block and order: the least predicted time among plans within 1.10 of the fewest bytes, if any is.
+
+    Parameters
+    ----------
+    problem : MatmulProblem
+    limits : MatmulLimits
+        Bytes that slots may take.
+    rates : Rates
+        The machine.
+    unified : bool
+        Whether kernels work on host slots.
+    piece : int
+        Bytes of the largest piece that travels between store and host slot (a chunk, as a rule).
+
+    Raises
+    ------
+    MemoryLimitError
+        If no plan fits; the message says what the smallest one needs.
+    """
+    p, es = problem, problem.dtype.itemsize
+    fast = max(limits.device, 1) / es
+    bound = lower_bound(p.m, p.n, p.k, fast, rank_k=p.rank_k) * es
+    best: tuple[tuple[bool, float, float], MatmulPlan] | None = None
+    guess = p.m / math.sqrt(fast)
+    for tile_k in _sides(p.k, p.units[2], (1024,) if unified else (1024, 512, 2048)):
+        for tile_n in _sides(p.n, max(p.units[1], p.units[0]) if p.rank_k else p.units[1], (1024,) if unified else (2048, 1024, 4096)):
+            for blocks_down in _candidates(ceil_div(p.m, p.units[0]), guess):
+                plan = _fit(p, limits, unified, tile_n, tile_k, blocks_down)
+                if plan is None:
+                    continue
+                if not unified:
+                    plan = _host_level(plan, limits.host, piece)
+                    if plan is None:
+                        continue
+                plan = replace(_predict(plan, rates), bound=bound)
+                key = (plan.link_bytes > _SLACK * bound, round(plan.seconds, 4), float(plan.link_bytes + plan.disk_read + plan.disk_write))
+                if best is None or key < best[0]:
+                    best = key, plan
+    if best is None:
+        raise MemoryLimitError(_refusal(p, limits, unified, piece))
+    return best[1]
+
+
+def _sides(size: int, unit: int, wanted: tuple[int, ...]) -> list[int]:
+    """Tile sides near the wanted ones: multiples of the unit, no longer than the matrix."""
+    whole = round_up(max(size, 1), unit)
+    return list(dict.fromkeys(min(whole, unit * max(1, round(w / unit))) for w in (*wanted, unit)))
+
+
+def _refusal(p: MatmulProblem, limits: MatmulLimits, unified: bool, piece: int) -> str:
+    es = p.dtype.itemsize
+    unit_m, unit_n, unit_k = (min(u, s) if s else u for u, s in zip(p.units, (p.m, p.n, p.k), strict=True))
+    need = sum(count * round_up(size * es, 4096) for count, size in ((2, unit_m * unit_k), (3, unit_k * unit_n), (3, unit_m * unit_n)))
+    where = "memory=" if unified else "gpu_memory="
+    text = (
+        f"a product of shape ({p.m}, {p.k}) @ ({p.k}, {p.n}) in {p.dtype} needs at least {format_bytes(need)} for its smallest tiles, "
+        f"but {where} leaves {format_bytes(limits.device)}"
+    )
+    if not unified and limits.host < 4 * piece:
+        text += f", and memory= leaves {format_bytes(limits.host)} for host slots of {format_bytes(piece)}"
+    return text + f"; raise the limit, or store the operands in smaller chunks (now {unit_m} × {unit_k} and {unit_k} × {unit_n})"

@@ -1,0 +1,635 @@
+"""The AsyncStreamer: the only executor. It feeds tiles to kernels while others are on their way.
+
+Tasks go in at the top, in the driver's order. A cache planner per level turns them into actions; each action becomes a
+job on a lane (read, upload, compute, download, write) with the completions it must wait for, and the lanes run side by
+side. On a unified device there is one level of slots, in host memory::
+
+    store ──read──► slot ──compute──► slot ──write──► store
+
+On a GPU there are two; the host level follows the device level's misses, piece by piece (a piece is the part of a tile
+within one chunk of its store), and tiles that lie in page-locked memory already skip it::
+
+    store ──read──► host slot ──upload──► device slot ──compute──► device slot ──download──► host slot ──write──► store
+
+The queue interface (``submit``, ``submit_batch``, ``poll``, ``flush``, ``is_idle``, ``statistics``) never blocks a
+caller that stays within the queue's depth. ``run`` drives a whole task generator, barriers included.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from functools import partial
+from time import perf_counter
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+
+from pycauset.devices.base import Device, Lanes, MemoryScope, Mode, Slab
+from pycauset.devices.lanes import Completion, Failure, HostCompletion, LaneStatistics, Span
+from pycauset.drivers.cache import IN_PLACE, Action, CachePlanner, Load, Run, Save
+from pycauset.drivers.task import Barrier, Operand, Tile, TileTask
+from pycauset.tiling import pieces, round_up
+
+__all__ = ["AsyncStreamer", "StreamStatistics"]
+
+_ALIGN = 4096
+#: Tasks that may be under way at once; bounds how much work an interruption must wait for.
+_IN_FLIGHT = 128
+_PIECE_BYTES = 32 << 20
+
+
+class StreamStatistics(NamedTuple):
+    """What a streamer has done so far. Bytes and seconds are totals over the run.
+
+    ``lanes`` has an entry for each stage (``read``, ``upload``, ``compute``, ``download``, ``write``) with its jobs, bytes,
+    busy seconds and stalled seconds (kept waiting by another stage). ``overflows`` counts the times that ``submit`` had to
+    wait because the queue was full: a full queue means that the caller is faster than the machine, which is how it should be.
+    """
+
+    tasks: int
+    flops: float
+    seconds: float
+    hits: int
+    misses: int
+    slots: int
+    slots_used: int
+    host_slots: int
+    overflows: int
+    lanes: dict[str, LaneStatistics]
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes fetched from stores into host slots."""
+        return self.lanes["read"].nbytes
+
+    @property
+    def bytes_written(self) -> int:
+        """Bytes written from host slots to stores."""
+        return self.lanes["write"].nbytes
+
+    @property
+    def bytes_uploaded(self) -> int:
+        """Bytes copied from host to device (0 on a unified device)."""
+        return self.lanes["upload"].nbytes if "upload" in self.lanes else 0
+
+    @property
+    def bytes_downloaded(self) -> int:
+        """Bytes copied from device to host (0 on a unified device)."""
+        return self.lanes["download"].nbytes if "download" in self.lanes else 0
+
+
+class _Slot:
+    """Where a tile can lie, and which jobs touched it last, one per lane: what the next job on it must wait for."""
+
+    __slots__ = ("busy", "offset", "ready", "slab", "views")
+
+    def __init__(self, slab: Slab, offset: int) -> None:
+        self.slab = slab
+        self.offset = offset
+        self.ready: Completion | None = None  # the job that makes its content valid
+        self.busy: dict[int, Completion] = {}  # lane -> its last job on this slot
+        self.views: dict[tuple[int, int], Any] = {}
+
+
+class AsyncStreamer:
+    """Run tile tasks on one device, with everything overlapped.
+
+    Parameters
+    ----------
+    device : Device
+        Where kernels run.
+    operands : sequence of Operand
+        Tiles name them by position.
+    scope : MemoryScope
+        Grants the memory of slots; a denial is raised before any work starts.
+    host_slots, host_slot_bytes : int
+        The host level of a device that is not unified: how many slots of how many bytes.
+    readers, writers : int
+        Threads that read and write stores.
+    mode : {"async", "sync"}
+        ``"sync"`` does one thing at a time, in the same order, with the same bits.
+    timeline : bool
+        Record every job for :meth:`export_timeline`.
+    on_progress : callable, optional
+        Called in the submitting thread with the floating-point operations finished so far.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        operands: Sequence[Operand],
+        scope: MemoryScope,
+        *,
+        host_slots: int = 0,
+        host_slot_bytes: int = 0,
+        readers: int = 2,
+        writers: int = 1,
+        mode: Mode = "async",
+        timeline: bool = False,
+        on_progress: Callable[[float], None] | None = None,
+    ) -> None:
+        self.device = device
+        self._operands = list(operands)
+        self._scope = scope
+        self._mode = mode
+        self._readers, self._writers = readers, writers
+        self._failure = Failure()
+        self._timeline: list[Span] | None = [] if timeline else None
+        self._on_progress = on_progress
+        self._started = perf_counter()
+        # Which operands need no slot at the device level, or none at the host level.
+        self._in_place = [device.unified and device.reaches(op.store, op.dtype) for op in self._operands]
+        self._host_in_place = [not device.unified and device.reaches(op.store, op.dtype) for op in self._operands]
+        pools: dict[str, tuple[int, int]] = {}
+        for op, in_place in zip(self._operands, self._in_place, strict=True):
+            if not in_place:
+                slots, nbytes = pools.get(op.pool, (0, 0))
+                pools[op.pool] = (max(slots, op.slots), max(nbytes, round_up(op.slot_bytes, _ALIGN)))
+        self._pools = pools
+        names = list(pools)
+        self._planner = CachePlanner(
+            [(name, pools[name][0]) for name in names],
+            [None if in_place else names.index(op.pool) for op, in_place in zip(self._operands, self._in_place, strict=True)],
+        )
+        total = sum(slots for slots, _ in pools.values())
+        self._window = max(64, min(10 * total, 4096)) if mode == "async" else 10 * max(total, 1)
+        self._host: CachePlanner | None = None
+        if not device.unified and not all(self._host_in_place):
+            self._host = CachePlanner([("host", host_slots)], [None if here else 0 for here in self._host_in_place])
+        self._host_slots, self._host_slot_bytes = (host_slots, round_up(host_slot_bytes, _ALIGN)) if self._host else (0, 0)
+        self._slots: list[_Slot] = []
+        self._hosts: list[_Slot] = []
+        self._slabs: list[Slab] = []
+        self._tickets: list[Any] = []
+        self._lanes: Lanes | None = None
+        self._eager = mode == "sync" or not device.real
+        # Host-level actions not issued yet, with what each slot's job must wait for and the promise of its completion.
+        self._waiting: deque[tuple[Action, list[list[Completion]], list[HostCompletion]]] = deque()
+        self._stored: dict[Tile, Completion] = {}  # last write-back of a tile, until it is known to be done
+        self._running: deque[tuple[int, float, Completion]] = deque()
+        self._finished: deque[int] = deque()
+        self._submitted = self._completed = self._overflows = 0
+        self._flops = 0.0
+        self._used: set[int] = set()
+
+    # -- life -----------------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Self:
+        try:
+            self._allocate()
+            self._lanes = self.device.lanes(
+                mode=self._mode, failure=self._failure, timeline=self._timeline, readers=self._readers, writers=self._writers
+            )
+        except BaseException:
+            self._release()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if error is not None:
+            self._failure.record(error)
+        try:
+            self._stop()
+        finally:
+            self._release()
+        if error is None and self._failure.error is not None:
+            raise self._failure.error
+
+    def _allocate(self) -> None:
+        for name, (slots, nbytes) in self._pools.items():
+            if slots:
+                slab = self.device.device_slab(slots * nbytes, self._scope, f"{slots} slots for {name}")
+                self._slabs.append(slab)
+                self._slots += [_Slot(slab, i * nbytes) for i in range(slots)]
+        if self._host_slots:
+            # Slabs of at most a gigabyte: a denial of pinned memory half-way leaves the first slabs pinned.
+            per_slab = max(1, (1 << 30) // self._host_slot_bytes)
+            for first in range(0, self._host_slots, per_slab):
+                count = min(per_slab, self._host_slots - first)
+                slab = self.device.host_slab(count * self._host_slot_bytes, self._scope, f"{count} host slots")
+                self._slabs.append(slab)
+                self._hosts += [_Slot(slab, i * self._host_slot_bytes) for i in range(count)]
+        temporary = self.temporary_bytes(self.device, self._operands, self._readers, self._writers)
+        if temporary:
+            self._tickets.append(self._scope.require("host", temporary, owner="buffers for tiles that need converting"))
+
+    @staticmethod
+    def temporary_bytes(device: Device, operands: Sequence[Operand], readers: int, writers: int) -> int:
+        """Host bytes that reading and writing may take beside the slots, all threads together."""
+        largest = 0
+        for op in operands:
+            if not device.reaches(op.store, op.dtype):
+                unit = op.tile if device.unified else tuple(map(min, op.tile, op.store.chunks))
+                largest = max(largest, op.store.temporary_bytes((unit[0], unit[1]), op.dtype))
+        return largest * (readers + writers)
+
+    def _stop(self) -> None:
+        """Let every lane come to rest. After a failure what is queued is skipped, not run."""
+        for _, _, promises in self._waiting:
+            for promise in promises:
+                promise.set()
+        self._waiting.clear()
+        if self._lanes is not None:
+            for lane in self._lanes.all():
+                lane.close()
+            try:
+                self.device.synchronize()
+            except Exception as error:  # noqa: BLE001 - raised by __exit__ after everything is released
+                self._failure.record(error)
+
+    def _release(self) -> None:
+        self._slots.clear()
+        self._hosts.clear()
+        for slab in self._slabs:
+            slab.release()
+        self._slabs.clear()
+        for ticket in self._tickets:
+            ticket.release()
+        self._tickets.clear()
+
+    # -- the queue ------------------------------------------------------------------------------------------------
+
+    def submit(self, task: TileTask) -> int:
+        """Queue one task; returns its number. Raises the first error of any stage, once."""
+        if self._failure:
+            self._raise()
+        number = self._submitted
+        self._submitted += 1
+        self._planner.push(task)
+        if len(self._planner) > self._window:
+            self._plan_one()
+        return number
+
+    def submit_batch(self, tasks: Iterable[TileTask]) -> list[int]:
+        """Queue several tasks; returns their numbers."""
+        return [self.submit(task) for task in tasks]
+
+    def poll(self) -> int | None:
+        """The number of a task that has finished since the last poll, or None. Never blocks."""
+        self._harvest()
+        if self._failure:
+            self._raise()
+        return self._finished.popleft() if self._finished else None
+
+    def flush(self) -> None:
+        """Run everything that was submitted, and write back every dirty tile."""
+        while len(self._planner):
+            self._plan_one()
+        self._perform(self._planner.finish())
+        if self._host is not None:
+            while len(self._host):
+                self._plan_host()
+            self._perform_host(self._host.finish())
+            while self._waiting:
+                self._issue()
+        while self._running:
+            self._wait_oldest()
+        for completion in self._stored.values():
+            completion.wait()
+        self._stored.clear()
+        self.device.synchronize()
+        if self._failure:
+            self._raise()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is queued or running: the machine waits for the caller."""
+        self._harvest()
+        return not (len(self._planner) or (self._host and len(self._host)) or self._waiting or self._running)
+
+    def run(self, tasks: Iterable[TileTask | Barrier]) -> None:
+        """Run a driver's generator to its end, then flush. A barrier gets host copies of the tiles it names."""
+        if not isinstance(tasks, Generator):
+            for item in tasks:
+                self._accept(item)
+        else:
+            value: list[np.ndarray[Any, Any]] | None = None
+            try:
+                while True:
+                    value = self._accept(tasks.send(value))
+            except StopIteration:
+                pass
+            finally:
+                tasks.close()
+        self.flush()
+
+    def _accept(self, item: TileTask | Barrier) -> list[np.ndarray[Any, Any]] | None:
+        if isinstance(item, TileTask):
+            self.submit(item)
+            return None
+        self.flush()
+        copies = []
+        for tile in item.tiles:
+            operand = self._operands[tile.operand]
+            copy = np.empty(tile.shape, operand.store.dtype)
+            operand.store.read(tile.rect, copy)
+            copies.append(copy)
+        return copies
+
+    def statistics(self) -> StreamStatistics:
+        """Totals so far."""
+        lanes: dict[str, LaneStatistics] = {}
+        for lane in self._lanes.all() if self._lanes else []:
+            old = lanes.get(lane.name)
+            new = lane.statistics()
+            lanes[lane.name] = new if old is None else LaneStatistics(*[a + b for a, b in zip(old, new, strict=True)])
+        return StreamStatistics(
+            self._completed,
+            self._flops,
+            perf_counter() - self._started,
+            self._planner.hits,
+            self._planner.misses,
+            len(self._slots),
+            len(self._used),
+            len(self._hosts),
+            self._overflows,
+            lanes,
+        )
+
+    def export_timeline(self, path: str | os.PathLike[str]) -> None:
+        """Write every job so far as Chrome-trace JSON (open in ``chrome://tracing`` or Perfetto)."""
+        spans = self._timeline or []
+        origin = min((span.start for span in spans), default=0.0)
+        events = [
+            {
+                "name": span.name,
+                "ph": "X",
+                "pid": 0,
+                "tid": span.lane,
+                "ts": (span.start - origin) * 1e6,
+                "dur": (span.end - span.start) * 1e6,
+                "args": {"bytes": span.nbytes},
+            }
+            for span in spans
+        ]
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump({"traceEvents": events, "displayTimeUnit": "ms"}, file)
+
+    # -- planning -------------------------------------------------------------------------------------------------
+
+    def _plan_one(self) -> None:
+        if len(self._running) >= _IN_FLIGHT:
+            self._harvest()
+            if len(self._running) >= _IN_FLIGHT:
+                self._overflows += 1
+                self._wait_oldest()
+        if self._failure:
+            self._raise()
+        self._perform(self._planner.pop())
+
+    def _perform(self, actions: list[Action]) -> None:
+        """Carry out actions of the device level."""
+        if self.device.unified:
+            for action in actions:
+                if type(action) is Run:
+                    self._compute(action)
+                elif type(action) is Load:
+                    self._read(action.tile, self._slots[action.slot])
+                elif type(action) is Save:
+                    slot = self._slots[action.slot]
+                    done = self._write(action.tile, slot, [slot.ready] if slot.ready is not None else [])
+                    slot.busy[id(done.lane)] = done
+                    self._remember(action.tile, done)
+            return
+        for action in actions:
+            if type(action) is not Run and self._host is not None and not self._host_in_place[action.tile.operand]:
+                parts = self._pieces(action.tile)
+                if type(action) is Load:
+                    self._host.push(TileTask("upload", parts, (), (action,), drop=parts if action.forget else ()))
+                else:
+                    self._host.push(TileTask("download", (), parts, (action,), drop=parts))
+            elif self._host is not None:
+                self._host.push(TileTask("device", (), (), (action,)))
+            else:
+                self._on_device(action, (), ())
+        if self._host is not None:
+            while len(self._host) > self._window:
+                self._plan_host()
+
+    def _plan_host(self) -> None:
+        assert self._host is not None
+        self._perform_host(self._host.pop())
+        # Reads start as soon as they are planned; what follows them waits here, so that reading runs ahead.
+        depth = 0 if self._eager else 4 * self._host_slots + 64
+        while len(self._waiting) > depth:
+            self._issue()
+
+    def _perform_host(self, actions: list[Action]) -> None:
+        """Carry out actions of the host level: reads at once, the rest in order behind them.
+
+        Slots change their state here, at planning time, by promises; a read planned for a slot's next tile must not be
+        mistaken for the content that a waiting upload still needs.
+        """
+        for action in actions:
+            if type(action) is Load:
+                while self._eager and self._waiting:
+                    self._issue()
+                self._read(action.tile, self._hosts[action.slot])
+                continue
+            waits: list[list[Completion]] = []
+            promises: list[HostCompletion] = []
+            if type(action) is Run:
+                for number in action.reads:
+                    self._promise(number, waits, promises, overwrite=False)
+                for number in action.writes:
+                    self._promise(number, waits, promises, overwrite=True)
+            elif type(action) is Save:
+                self._promise(action.slot, waits, promises, overwrite=False)
+                self._remember(action.tile, promises[0])
+            self._waiting.append((action, waits, promises))
+
+    def _promise(self, number: int, waits: list[list[Completion]], promises: list[HostCompletion], *, overwrite: bool) -> None:
+        slot, promise = self._hosts[number], HostCompletion()
+        if overwrite:
+            waits.append(list(slot.busy.values()))
+            slot.ready, slot.busy = promise, {id(promise): promise}
+        else:
+            waits.append([slot.ready] if slot.ready is not None else [])
+            slot.busy[id(promise)] = promise
+        promises.append(promise)
+
+    def _issue(self) -> None:
+        action, waits, promises = self._waiting.popleft()
+        if type(action) is Save:
+            promises[0].resolve(self._write(action.tile, self._hosts[action.slot], waits[0]))
+            return
+        assert type(action) is Run
+        hosts = [self._hosts[number] for number in action.reads + action.writes]
+        for promise, done in zip(promises, self._on_device(action.task.params[0], hosts, waits), strict=True):
+            promise.resolve(done)
+
+    def _pieces(self, tile: Tile) -> tuple[Tile, ...]:
+        """The parts of a tile that are read and written one by one: cut along chunks, and to a bounded size."""
+        operand = self._operands[tile.operand]
+        parts: list[Tile] = []
+        limit = min(self._host_slot_bytes, _PIECE_BYTES) if self._host_slot_bytes else _PIECE_BYTES
+        for _, _, rect in pieces(tile.rect, operand.store.chunks):
+            rows, cols = rect.shape
+            step = max(1, limit // (cols * operand.dtype.itemsize))
+            if step >= rows:
+                parts.append(Tile(tile.operand, *rect))
+            else:
+                parts += [Tile(tile.operand, r, min(r + step, rect.r1), rect.c0, rect.c1) for r in range(rect.r0, rect.r1, step)]
+        return tuple(parts)
+
+    # -- one job each ---------------------------------------------------------------------------------------------
+
+    def _view(self, slot: _Slot, shape: tuple[int, int], dtype: np.dtype[Any]) -> Any:
+        view = slot.views.get(shape)
+        if view is None or getattr(view, "dtype", dtype) != dtype:
+            view = slot.views[shape] = self.device.view(slot.slab, slot.offset, shape, dtype)
+        return view
+
+    def _host_view(self, slot: _Slot, tile: Tile) -> Any:
+        """A host tile as an array, in its slot."""
+        shape, dtype = tile.shape, self._operands[tile.operand].dtype
+        key = slot.views.get(shape)
+        if key is None or key.dtype != dtype:
+            if slot.slab.array is None:
+                return None
+            key = slot.views[shape] = np.ndarray(shape, dtype, buffer=slot.slab.array.data, offset=slot.offset)
+        return key
+
+    def _read(self, tile: Tile, slot: _Slot) -> Completion:
+        operand = self._operands[tile.operand]
+        view = self._host_view(slot, tile)
+        waits = list(slot.busy.values())
+        earlier = self._stored.pop(tile, None)
+        if earlier is not None:
+            waits.append(earlier)
+        assert self._lanes is not None
+        done = self._lanes.read.submit(
+            partial(operand.store.read, tile.rect, view),
+            waits,
+            name=operand.pool,
+            nbytes=(tile.r1 - tile.r0) * (tile.c1 - tile.c0) * operand.dtype.itemsize,
+        )
+        slot.ready = done
+        slot.busy = {id(self._lanes.read): done}
+        return done
+
+    def _write(self, tile: Tile, slot: _Slot, waits: list[Completion]) -> Completion:
+        operand = self._operands[tile.operand]
+        assert self._lanes is not None
+        return self._lanes.write.submit(
+            partial(operand.store.write, tile.rect, self._host_view(slot, tile)),
+            waits,
+            name=operand.pool,
+            nbytes=(tile.r1 - tile.r0) * (tile.c1 - tile.c0) * operand.store.dtype.itemsize,
+        )
+
+    def _remember(self, tile: Tile, done: Completion) -> None:
+        if len(self._stored) > 256:
+            self._stored = {t: c for t, c in self._stored.items() if not c.done()}
+        self._stored[tile] = done
+
+    def _compute(self, action: Run) -> Completion:
+        task = action.task
+        assert self._lanes is not None
+        compute = self._lanes.compute
+        lane = compute[task.stream if task.stream < len(compute) else 0]
+        waits: list[Completion] = []
+        reads = []
+        for tile, number in zip(task.reads, action.reads, strict=True):
+            if number == IN_PLACE:
+                reads.append(self._operands[tile.operand].store.view(tile.rect) if self.device.real else None)
+                continue
+            slot = self._slots[number]
+            self._used.add(number)
+            if slot.ready is not None:
+                waits.append(slot.ready)
+            reads.append(self._view(slot, (tile.r1 - tile.r0, tile.c1 - tile.c0), self._operands[tile.operand].dtype))
+        writes = []
+        for tile, number in zip(task.writes, action.writes, strict=True):
+            if number == IN_PLACE:
+                writes.append(self._operands[tile.operand].store.view(tile.rect) if self.device.real else None)
+                continue
+            slot = self._slots[number]
+            self._used.add(number)
+            waits.extend(slot.busy.values())
+            writes.append(self._view(slot, (tile.r1 - tile.r0, tile.c1 - tile.c0), self._operands[tile.operand].dtype))
+        work = partial(self.device.kernels[task.kernel], reads, writes, task.params, lane) if self.device.real else _nothing
+        done = lane.submit(work, waits, name=task.kernel, flops=task.flops)
+        key = id(lane)
+        for number in action.reads:
+            if number != IN_PLACE:
+                self._slots[number].busy[key] = done
+        for number in action.writes:
+            if number != IN_PLACE:
+                slot = self._slots[number]
+                slot.ready = done
+                slot.busy = {key: done}
+        self._running.append((self._completed + len(self._running), task.flops, done))
+        return done
+
+    def _on_device(self, action: Action, hosts: Sequence[_Slot], host_waits: Sequence[list[Completion]]) -> list[Completion]:
+        """Upload, compute or download; returns a completion for each host slot it used."""
+        assert self._lanes is not None
+        if type(action) is Run:
+            self._compute(action)
+            return []
+        tile, slot = action.tile, self._slots[action.slot]  # type: ignore[union-attr]
+        operand = self._operands[tile.operand]
+        upload = type(action) is Load
+        lane = self._lanes.upload if upload else self._lanes.download
+        assert lane is not None
+        view = self._view(slot, (tile.r1 - tile.r0, tile.c1 - tile.c0), operand.dtype)
+        waits = list(slot.busy.values()) if upload else [slot.ready] if slot.ready is not None else []
+        completions: list[Completion] = []
+        for index, part in enumerate(self._pieces(tile) if hosts else (tile,)):
+            if hosts:
+                array = self._host_view(hosts[index], part)
+                more = host_waits[index]
+            else:
+                array = operand.store.view(part.rect) if self.device.real else None
+                earlier = self._stored.pop(part, None) if upload else None
+                more = [earlier] if earlier is not None else []
+            row, col = part.r0 - tile.r0, part.c0 - tile.c0
+            work: Callable[..., object] = _nothing
+            if self.device.real:
+                work = partial(self.device.upload, array, view, row, col, lane) if upload else partial(self.device.download, view, row, col, array, lane)
+            nbytes = (part.r1 - part.r0) * (part.c1 - part.c0) * operand.dtype.itemsize
+            done = lane.submit(work, waits + more, name=operand.pool, nbytes=nbytes)
+            completions.append(done)
+            waits = []
+        if upload:
+            slot.ready = done
+            slot.busy = {id(lane): done}
+        else:
+            slot.busy[id(lane)] = done
+            if not hosts:
+                self._remember(tile, done)
+        return completions
+
+    # -- completion -----------------------------------------------------------------------------------------------
+
+    def _harvest(self) -> None:
+        while self._running and self._running[0][2].done():
+            self._retire()
+
+    def _wait_oldest(self) -> None:
+        self._running[0][2].wait()
+        self._retire()
+
+    def _retire(self) -> None:
+        number, flops, _ = self._running.popleft()
+        self._completed += 1
+        self._flops += flops
+        self._finished.append(number)
+        if len(self._finished) > 65536:
+            self._finished.popleft()
+        if self._on_progress is not None:
+            self._on_progress(self._flops)
+
+    def _raise(self) -> None:
+        error = self._failure.error
+        assert error is not None
+        raise error
+
+
+def _nothing() -> None:
+    """The work of a simulated job."""

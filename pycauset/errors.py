@@ -1,0 +1,85 @@
+"""Every error that pycauset raises on purpose.
+
+Each class is also the built-in that NumPy or Python would raise for the same mistake, so ``except ValueError`` keeps
+working. A message names the offending thing, its value, the limit it broke, and the remedy.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BackendError",
+    "ConfigError",
+    "CorruptTileError",
+    "DeviceError",
+    "DtypeError",
+    "MemoryLimitError",
+    "OverlapError",
+    "PycausetError",
+    "PycausetWarning",
+    "ShapeError",
+    "StoreError",
+    "StoreExistsError",
+    "StoreFullError",
+    "StoreNotFoundError",
+    "StorePermissionError",
+]
+
+
+class PycausetError(Exception):
+    """Base class of every error that pycauset raises on purpose."""
+
+
+class ShapeError(PycausetError, ValueError):
+    """Shapes that do not fit together, or an index outside a matrix."""
+
+
+class DtypeError(PycausetError, TypeError):
+    """An element type that the operation does not support."""
+
+
+class OverlapError(PycausetError, ValueError):
+    """The output shares storage with an input, which streaming would overwrite before it is read."""
+
+
+class ConfigError(PycausetError, ValueError):
+    """A setting, size or argument that cannot be understood."""
+
+
+class StoreError(PycausetError, OSError):
+    """A file, folder or array on disk that cannot be read or written."""
+
+
+class StoreNotFoundError(StoreError, FileNotFoundError):
+    """No matrix at this path, or a part of it has vanished."""
+
+
+class StoreExistsError(StoreError, FileExistsError):
+    """The output path is taken."""
+
+
+class StorePermissionError(StoreError, PermissionError):
+    """The folder or file cannot be written (or read) by this user."""
+
+
+class StoreFullError(StoreError):
+    """The file system has no room for the output; raised before work starts wherever that can be known."""
+
+
+class CorruptTileError(StoreError):
+    """A tile has the wrong length, a wrong checksum, or cannot be decoded."""
+
+
+class MemoryLimitError(PycausetError, MemoryError):
+    """The work needs more memory than its limit grants; the message carries both numbers."""
+
+
+class DeviceError(PycausetError, RuntimeError):
+    """A GPU call failed. After a sticky CUDA error the device is not touched again in this process."""
+
+
+class BackendError(DeviceError):
+    """The forced backend is not there, or cannot run this operation."""
+
+
+class PycausetWarning(UserWarning):
+    """A degradation that changes speed, never results (pinning denied, profile unreadable, ...)."""

@@ -1,0 +1,325 @@
+"""The native store: a Zarr v3 folder with one uncompressed file per chunk, read and written directly.
+
+Any Zarr reader opens it. Chunk files are replaced atomically, ``zarr.json`` comes last, and nothing unfinished has it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from pycauset.errors import ShapeError, StoreError, StoreFullError, StoreNotFoundError, StorePermissionError
+from pycauset.storage.base import (
+    MIRRORED,
+    TileStore,
+    cast_unsafe,
+    check_structure,
+    default_chunks,
+    element_type,
+    file_signature,
+    shared_state,
+    store_error,
+    stored_chunk,
+)
+from pycauset.storage.chunkfile import ChunkFormat, read_chunk, write_chunk
+from pycauset.storage.direct import ALIGNMENT, spare_buffer
+from pycauset.storage.metadata import ArrayMetadata, check_attributes, fill_value
+from pycauset.storage.output import OutputFolder, fsync_folder, write_durably
+from pycauset.tiling import Rect, chunk_grid, pieces, round_up
+
+__all__ = ["UNFINISHED", "ZarrStore"]
+
+UNFINISHED: Final = ".zarr.json.unfinished"
+"""Where the metadata of a store stay while it is being overwritten."""
+
+
+class ZarrStore(TileStore):
+    """A native matrix on disk. Made by :func:`open_store`, :func:`create_store` and :func:`scratch_store`.
+
+    Reading and writing whole chunks moves data straight between the disk and an aligned array. A chunk that is missing
+    from a finished matrix is an error, not zeros.
+    """
+
+    def __init__(self, folder: Path, meta: ArrayMetadata, *, output: OutputFolder | None = None, writable: bool = False) -> None:
+        self._meta = meta
+        self._root = os.fspath(output.path if output else folder)
+        self._output = output
+        self._unfinished = output is not None
+        self._moved_metadata = self._changed = False
+        self._direct = True
+        self.path = folder
+        self.shape, self.dtype, self.chunks, self.structure = meta.shape, meta.dtype, meta.chunks, meta.structure
+        self.writable = writable or output is not None
+        self.attributes = meta.attributes
+        self._form = ChunkFormat(meta.chunks, meta.dtype, meta.packed, meta.checksum)
+        self._grid = chunk_grid(meta.shape, meta.chunks)
+        self._written = bytearray(math.prod(self._grid)) if output is not None else None
+        real = os.path.realpath(folder)
+        self.identity = ("file", real)
+        signature = None if output else file_signature(os.path.join(self._root, "zarr.json"))
+        self._state = shared_state(real, signature)
+        self._present = frozenset[str]() if meta.ours or output else frozenset(files_below(self._root))
+
+    @classmethod
+    def create(
+        cls,
+        path: Path,
+        shape: tuple[int, int],
+        dtype: DTypeLike,
+        *,
+        chunks: tuple[int, int] | None = None,
+        checksum: bool = False,
+        structure: str = "full",
+        attributes: dict[str, Any] | None = None,
+        overwrite: bool = False,
+    ) -> ZarrStore:
+        """Begin a new matrix; it appears under ``path`` at :meth:`commit`."""
+        kind = element_type(dtype, "the output")
+        grain = chunks or default_chunks(shape, kind)
+        if min(grain) < 1 or min(shape) < 0:
+            raise ShapeError(f"shape {shape} in chunks {grain}: shapes are at least 0, chunks at least 1")
+        check_structure(structure, shape, grain, kind)
+        check_attributes(attributes or {})
+        meta = ArrayMetadata(
+            shape=shape,
+            dtype=kind,
+            chunks=grain,
+            structure=structure,
+            checksum=checksum,
+            packed=kind.kind == "b",
+            fill=fill_value(kind, structure),
+            attributes=dict(attributes or {}),
+        )
+        what = f"{path} ({shape[0]} x {shape[1]} {kind})"
+        return cls(path, meta, output=OutputFolder(path, stored_bytes(meta), what, overwrite=overwrite))
+
+    @property
+    def generation(self) -> int | None:
+        return self._state.generation
+
+    @property
+    def checksum(self) -> bool:
+        """Whether chunk files end in a crc32c checksum."""
+        return self._meta.checksum
+
+    def temporary_bytes(self, shape: tuple[int, int], dtype: DTypeLike) -> int:
+        whole = all(n % c == 0 or n == size for n, c, size in zip(shape, self.chunks, self.shape, strict=True))
+        fits = all(n % c == 0 for n, c in zip(shape, self.chunks, strict=True))
+        if fits and self._form.can_be_direct() and np.dtype(dtype) == self.dtype and self.structure not in MIRRORED:
+            return 0
+        change = 0 if whole or not self.writable else round_up(math.prod(self.chunks) * self.dtype.itemsize, ALIGNMENT)
+        return self._form.bounce_bytes + change
+
+    # --- reading ---------------------------------------------------------------------------------------------------
+
+    def _read(self, rect: Rect, out: NDArray[Any]) -> None:
+        height, width = self.chunks
+        for i, j, part in pieces(rect, self.chunks):
+            dest = out[part.r0 - rect.r0 : part.r1 - rect.r0, part.c0 - rect.c0 : part.c1 - rect.c0]
+            local = part.shift(-i * height, -j * width)
+            if stored_chunk(self.structure, i, j, self.chunks):
+                self._read_chunk(i, j, local, dest, "full")
+            elif self.structure in MIRRORED:
+                self._read_chunk(j, i, local.T, dest, self.structure)
+            else:
+                dest[...] = 0
+
+    def _read_chunk(self, i: int, j: int, part: Rect, dest: NDArray[Any], how: str) -> None:
+        key = self._meta.key(i, j)
+        path = f"{self._root}/{key}"
+        try:
+            self._direct = read_chunk(path, self._form, part, dest, how, direct=self._direct)
+        except StoreError:
+            raise
+        except FileNotFoundError as error:
+            if self._meta.ours or key in self._present or not os.path.isdir(self._root):
+                raise self._missing(path) from error
+            dest[...] = self._meta.fill  # another writer leaves out chunks that hold nothing but the fill value
+        except OSError as error:
+            raise store_error(error, f"reading {path}") from error
+
+    def _missing(self, path: str) -> StoreNotFoundError:
+        if not os.path.isdir(self._root):
+            return StoreNotFoundError(
+                f"the matrix {self.path} has vanished (reading {path}); was it moved or deleted while in use?"
+            )
+        if self._unfinished:
+            return StoreNotFoundError(f"chunk {path} of the unfinished matrix {self.path} has not been written yet")
+        return StoreNotFoundError(
+            f"chunk {path} is missing from the finished matrix {self.path}; restore the file or make the matrix again"
+        )
+
+    # --- writing ---------------------------------------------------------------------------------------------------
+
+    def _write(self, rect: Rect, data: NDArray[Any]) -> None:
+        if not self._unfinished:
+            raise StorePermissionError(f"{self} is finished; call begin_write() before writing to it, and commit() after")
+        height, width = self.chunks
+        rows, cols = self.shape
+        kept = False
+        for i, j, part in pieces(rect, self.chunks):
+            if not stored_chunk(self.structure, i, j, self.chunks):
+                continue
+            kept = self._changed = True
+            piece = data[part.r0 - rect.r0 : part.r1 - rect.r0, part.c0 - rect.c0 : part.c1 - rect.c0]
+            whole = Rect(i * height, min((i + 1) * height, rows), j * width, min((j + 1) * width, cols))
+            if part == whole:
+                self._write_chunk(i, j, piece)
+            else:
+                with self._state.locks[(i * self._grid[1] + j) % len(self._state.locks)]:
+                    self._change_chunk(i, j, whole, part, piece)
+        if not kept:
+            raise ShapeError(
+                f"rows {rect.r0}:{rect.r1}, columns {rect.c0}:{rect.c1} lie in the triangle that {self} does not store"
+            )
+        self._state.bump()
+
+    def _change_chunk(self, i: int, j: int, whole: Rect, part: Rect, data: NDArray[Any]) -> None:
+        """Read a chunk, change part of it, write it back. The caller holds the chunk's lock."""
+        nbytes = whole.size * self.dtype.itemsize
+        chunk = spare_buffer(nbytes)[:nbytes].view(self.dtype).reshape(whole.shape)
+        if self._written is not None and not self._written[i * self._grid[1] + j]:
+            chunk[...] = 0
+        else:
+            self._read_chunk(i, j, whole.shift(-whole.r0, -whole.c0), chunk, "full")
+        cast_unsafe(chunk[part.shift(-whole.r0, -whole.c0).slices], data)
+        self._write_chunk(i, j, chunk)
+
+    def _write_chunk(self, i: int, j: int, data: NDArray[Any]) -> None:
+        path = f"{self._root}/{self._meta.key(i, j)}"
+        try:
+            try:
+                self._direct = write_chunk(path, self._form, data, direct=self._direct)
+            except FileNotFoundError:
+                if not os.path.isdir(self._root):
+                    raise
+                os.makedirs(os.path.dirname(path), exist_ok=True)
+                self._direct = write_chunk(path, self._form, data, direct=self._direct)
+        except OSError as error:
+            if isinstance(error, StoreError):
+                raise
+            typed = store_error(error, f"writing {path}")
+            room = round_up(self._form.file_bytes, ALIGNMENT)
+            if not (isinstance(typed, StoreFullError) and self._output and self._output.reserve.give_way(room)):
+                raise typed from error
+            self._write_chunk(i, j, data)
+            return
+        if self._written is not None:
+            index = i * self._grid[1] + j
+            if not self._written[index]:
+                self._written[index] = 1
+                if self._output is not None:
+                    self._output.reserve.landed(round_up(self._form.file_bytes, ALIGNMENT))
+
+    # --- life of an output -------------------------------------------------------------------------------------------
+
+    def begin_write(self) -> None:
+        super().begin_write()
+        if self._unfinished:
+            return
+        try:
+            os.rename(os.path.join(self._root, "zarr.json"), os.path.join(self._root, UNFINISHED))
+            fsync_folder(self._root)
+        except OSError as error:
+            raise store_error(error, f"beginning to write {self.path}") from error
+        self._unfinished = self._moved_metadata = True
+        self._changed = False
+        self._state.bump()
+
+    def commit(self, **attributes: Any) -> None:
+        """Finish the output: check that every chunk was written, then write the metadata, then give it its name.
+
+        The metadata and the folder are synced to disk, the chunks are not: after a power failure chunks that were
+        written without O_DIRECT may be incomplete.
+
+        Raises
+        ------
+        StoreError
+            If chunks have never been written.
+        """
+        check_attributes(attributes)
+        if self._unfinished:
+            self._check_complete()
+        elif not self.writable:
+            raise StorePermissionError(f"{self} is read-only")
+        self._meta.attributes.update(attributes)
+        self._meta.generation += 1
+        try:
+            metadata = os.path.join(self._root, "zarr.json")
+            write_durably(metadata, self._meta.dump())
+            if self._output is not None:
+                self._output.publish()
+                self._root = os.fspath(self._output.target)
+                metadata = os.path.join(self._root, "zarr.json")
+            elif self._moved_metadata:
+                os.unlink(os.path.join(self._root, UNFINISHED))
+            fsync_folder(self._root)
+            self._state.signature = file_signature(metadata)
+        except StoreError:
+            raise
+        except OSError as error:
+            raise store_error(error, f"finishing {self.path}") from error
+        self._output = self._written = None
+        self._unfinished = self._moved_metadata = False
+
+    def _check_complete(self) -> None:
+        if self._written is None or 0 not in self._written:
+            return
+        gaps = [
+            (i, j)
+            for i in range(self._grid[0])
+            for j in range(self._grid[1])
+            if not self._written[i * self._grid[1] + j] and stored_chunk(self.structure, i, j, self.chunks)
+        ]
+        if gaps:
+            raise StoreError(
+                f"{self} cannot be finished: {len(gaps)} of its chunks were never written, the first at chunk row {gaps[0][0]}, "
+                f"column {gaps[0][1]}; write them or discard() the output"
+            )
+
+    def discard(self) -> None:
+        if self._output is not None:
+            self._output.discard()
+            self._output = None
+        elif self._moved_metadata and not self._changed:
+            with contextlib.suppress(OSError):  # nothing was overwritten: the matrix is as it was
+                os.rename(os.path.join(self._root, UNFINISHED), os.path.join(self._root, "zarr.json"))
+        self._unfinished = self._moved_metadata = False
+
+
+def stored_bytes(meta: ArrayMetadata) -> int:
+    """Disk space of all chunks that a store with this metadata keeps."""
+    rows, cols = chunk_grid(meta.shape, meta.chunks)
+    form = ChunkFormat(meta.chunks, meta.dtype, meta.packed, meta.checksum)
+    return count_stored(meta.structure, rows, cols, meta.chunks) * round_up(form.file_bytes, ALIGNMENT)
+
+
+def count_stored(structure: str, rows: int, cols: int, chunks: tuple[int, int]) -> int:
+    """How many chunks of a grid a structure keeps.
+
+    Examples
+    --------
+    >>> count_stored("lower", 4, 4, (10, 10)), count_stored("full", 4, 5, (10, 10))
+    (10, 20)
+    """
+    if structure == "full":
+        return rows * cols
+    height, width = chunks
+    if structure == "upper":
+        return sum(cols - min(cols, i * height // width) for i in range(rows))
+    return sum(min(cols, -(-(i + 1) * height // width)) for i in range(rows))
+
+
+def files_below(root: str) -> list[str]:
+    """All files of a folder, relative to it: the chunks that another writer's array had when it was opened."""
+    found: list[str] = []
+    for folder, _, names in os.walk(root):
+        base = os.path.relpath(folder, root)
+        found.extend(name if base == "." else f"{base}/{name}" for name in names)
+    return found

@@ -1,0 +1,265 @@
+"""Outputs under construction: a hidden sibling with space set aside, that takes its final name only when finished.
+
+``.NAME.partial-PID-XXXX`` lies beside the target, so that the last step is a rename. A lock on a file inside (or on the file
+itself) tells a living output from one whose process died; the next output of the same name clears the latter away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+import shutil
+import threading
+import time
+import weakref
+from pathlib import Path
+from typing import Final
+
+from pycauset.errors import StoreError, StoreExistsError, StoreFullError, StoreNotFoundError
+from pycauset.storage.base import store_error
+from pycauset.storage.direct import preallocate
+from pycauset.units import format_bytes
+
+__all__ = ["OutputFolder", "Reserve", "check_space", "check_target", "free_bytes", "fsync_folder", "write_durably"]
+
+RESERVE_NAME: Final = ".reserve"
+_STEP: Final = 64 << 20  # the reserve shrinks in such steps: each one is a transaction of the file system
+_NEWBORN_SECONDS: Final = 60.0  # a folder this young may just not have its lock yet
+
+
+def check_space(folder: str, needed: int, what: str) -> None:
+    """Raise :class:`StoreFullError` unless ``folder``'s file system has ``needed`` bytes for this user."""
+    free = free_bytes(folder)
+    if needed > free:
+        raise full_error(folder, needed, free, what)
+
+
+def free_bytes(folder: str) -> int:
+    """Bytes that this user may still write on a folder's file system."""
+    status = os.statvfs(folder)
+    return status.f_bavail * status.f_frsize
+
+
+def full_error(folder: str, needed: int, free: int, what: str) -> StoreFullError:
+    return StoreFullError(
+        f"{what} needs {format_bytes(needed)} ({needed} bytes), but {folder} has {format_bytes(free)} ({free} bytes) free; "
+        "free some space or choose another file system"
+    )
+
+
+def check_target(path: Path, overwrite: bool) -> None:
+    """Refuse an output path whose folder is missing or that is taken.
+
+    With ``overwrite`` a matrix may be replaced (a Zarr array, a .npy file), never anything else.
+    """
+    if not path.parent.is_dir():
+        raise StoreNotFoundError(f"cannot create {path}: there is no folder {path.parent}; make it first")
+    if not os.path.lexists(path):
+        return
+    if not overwrite:
+        raise StoreExistsError(f"{path} exists; choose another name, remove it, or pass overwrite=True")
+    marks = ("zarr.json", ".zarr.json.unfinished", ".zarray")
+    if path.is_dir():
+        fine = any((path / mark).is_file() for mark in marks) or not any(path.iterdir())
+        if (path / "zarr.json").is_file():
+            fine = b'"array"' in (path / "zarr.json").read_bytes()[:1_000_000]
+    else:
+        fine = path.is_file() and path.suffix == ".npy"
+    if not fine or path.is_symlink():
+        raise StoreExistsError(f"{path} exists and is no matrix of a kind that pycauset writes; it is not overwritten")
+
+
+def hidden_sibling(target: Path) -> Path:
+    """A fresh hidden name beside ``target``."""
+    return target.with_name(f".{target.name}.partial-{os.getpid()}-{secrets.token_hex(4)}")
+
+
+def lock(fd: int) -> bool:
+    """Take the lock that marks a living output; False if another process holds it, or locks do not work here."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def sweep(target: Path) -> None:
+    """Remove what dead processes left of outputs called like ``target``. Best effort, never an error."""
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(target.parent):
+            if entry.name.startswith(f".{target.name}.partial-"):
+                remove_if_dead(
+                    entry.path, os.path.join(entry.path, RESERVE_NAME) if entry.is_dir(follow_symlinks=False) else entry.path
+                )
+
+
+def remove_if_dead(path: str, lock_path: str) -> None:
+    """Remove a file or folder of this user's whose lock nobody holds."""
+    status = os.lstat(path)
+    if status.st_uid != os.geteuid() or os.path.islink(path):
+        return
+    try:
+        fd = os.open(lock_path, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
+    except OSError:
+        if time.time() - status.st_mtime > _NEWBORN_SECONDS:
+            shutil.rmtree(path, ignore_errors=True)
+        return
+    try:
+        if lock(fd):
+            if os.path.isdir(path):
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                os.unlink(path)
+    finally:
+        os.close(fd)
+
+
+def fsync_folder(folder: str) -> None:
+    """Make names in a folder durable."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_durably(path: str, text: str) -> None:
+    """Write a small file by way of a temporary one, synced before it takes its name."""
+    temporary = f"{path}.{os.getpid()}.tmp"
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+class Reserve:
+    """Space set aside for tiles that are still to come; it shrinks as they land.
+
+    Parameters
+    ----------
+    folder : str
+    nbytes : int
+        All that the output will take. Where the file system cannot set space aside only the free space is checked.
+
+    Raises
+    ------
+    StoreFullError
+        With the bytes needed and free, before any work.
+    """
+
+    def __init__(self, folder: str, nbytes: int, what: str) -> None:
+        check_space(folder, nbytes, what)
+        self._path = os.path.join(folder, RESERVE_NAME)
+        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        lock(self._fd)
+        self._lock = threading.Lock()
+        self._owed = 0
+        try:
+            self._left = nbytes if preallocate(self._fd, nbytes) else 0
+        except OSError as error:
+            os.ftruncate(self._fd, 0)
+            free = free_bytes(folder)
+            self._left = 0
+            self.close()
+            typed = store_error(error, f"setting {nbytes} bytes aside in {folder}")
+            if isinstance(typed, StoreFullError):
+                raise full_error(folder, nbytes, free, what) from error
+            raise typed from error
+
+    @property
+    def nbytes(self) -> int:
+        """What is set aside now."""
+        return self._left
+
+    def landed(self, nbytes: int) -> None:
+        """A tile of ``nbytes`` has taken its place."""
+        with self._lock:
+            self._owed += nbytes
+            if self._owed >= _STEP:
+                self._shrink()
+
+    def give_way(self, nbytes: int) -> bool:
+        """The disk is full: free what tiles have taken already and ``nbytes`` for the one at hand; False if nothing is left."""
+        with self._lock:
+            before = self._left
+            self._owed += nbytes
+            self._shrink()
+            self._owed -= nbytes  # the tile counts once more when it lands
+            return self._left < before
+
+    def _shrink(self) -> None:
+        left = max(0, self._left - max(0, self._owed))
+        if left < self._left and self._fd >= 0:
+            os.ftruncate(self._fd, left)
+        self._owed -= self._left - left
+        self._left = left
+
+    def close(self) -> None:
+        """Give all of it back."""
+        with self._lock:
+            if self._fd >= 0:
+                with contextlib.suppress(OSError):
+                    os.unlink(self._path)
+                os.close(self._fd)
+                self._fd, self._left = -1, 0
+
+
+class OutputFolder:
+    """The hidden folder of a store that is being made; gone if it is neither committed nor referenced any more."""
+
+    def __init__(self, target: Path, nbytes: int, what: str, *, overwrite: bool) -> None:
+        check_target(target, overwrite)
+        sweep(target)
+        self.target, self.overwrite = target, overwrite
+        self.path = hidden_sibling(target)
+        try:
+            self.path.mkdir()
+            self._finalizer = weakref.finalize(self, remove_tree, str(self.path), os.getpid())
+            self.reserve = Reserve(str(self.path), nbytes, what)
+        except BaseException as error:
+            shutil.rmtree(self.path, ignore_errors=True)
+            if isinstance(error, OSError) and not isinstance(error, StoreError):
+                raise store_error(error, f"creating {target}") from error
+            raise
+
+    def publish(self) -> None:
+        """Give the folder its final name; the array that it replaces, if any, goes afterwards."""
+        self.reserve.close()
+        fsync_folder(str(self.path))
+        old: Path | None = None
+        if self.overwrite and os.path.lexists(self.target):
+            old = hidden_sibling(self.target)
+            os.rename(self.target, old)
+        try:
+            os.rename(self.path, self.target)
+        except OSError as error:
+            if old is not None:
+                os.rename(old, self.target)
+            if os.path.lexists(self.target):
+                raise StoreExistsError(
+                    f"{self.target} appeared while it was being made; remove it or choose another name"
+                ) from error
+            raise
+        self._finalizer.detach()
+        fsync_folder(str(self.target.parent))
+        if old is not None:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def discard(self) -> None:
+        """Remove the folder and give the space back."""
+        self.reserve.close()
+        self._finalizer()
+
+
+def remove_tree(path: str, pid: int) -> None:
+    """Remove a folder, unless this is a forked child of the process that made it."""
+    if os.getpid() == pid:
+        shutil.rmtree(path, ignore_errors=True)

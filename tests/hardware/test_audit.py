@@ -1,0 +1,79 @@
+"""The audit finds plausible figures in any budget, says nothing and leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pycauset.devices import audit, audit_cpu, audit_disk
+from pycauset.hardware import DTYPES, HardwareProfile, probe
+
+INFO = probe.CpuInfo("test", 2, "avx2")
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.05])
+def test_any_budget_gives_a_complete_profile(tmp_path: Path, capfd: pytest.CaptureFixture[str], seconds: float) -> None:
+    threads = threading.active_count()
+    profile = audit.measure(tmp_path, cpu_seconds=seconds, disk_seconds=seconds, gpu_seconds=seconds)
+    assert HardwareProfile.model_validate_json(profile.model_dump_json(), strict=True) == profile
+    assert profile.fingerprint == probe.fingerprint()
+    assert profile.cpu.copy_bandwidth_all >= profile.cpu.copy_bandwidth
+    assert not profile.disk.assumed
+    assert os.listdir(tmp_path) == []
+    assert capfd.readouterr() == ("", "")
+    assert threading.active_count() == threads
+
+
+def test_a_small_machine_uses_little_memory() -> None:
+    profile = audit_cpu.measure_cpu(INFO, 0, seconds=10.0)  # the buffer's floor, 1 MiB, ends it long before the budget
+    for name in DTYPES:
+        points = profile.gemm[name]
+        assert points[0].n == 64
+        assert 3 * points[-1].n ** 2 * np.dtype(name).itemsize <= 2**20
+        assert points[-1].n >= 128
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_noise_is_ordinary_numbers_in_every_dtype(dtype: str) -> None:
+    numbers = audit_cpu.noise(2**16).view(dtype)
+    parts = numbers.view(np.dtype(dtype).type(0).real.dtype)
+    assert np.isfinite(parts).all()
+    assert (np.abs(parts) >= 2.0**-15).all()
+    assert (np.abs(parts) <= 2).all()
+    assert len(np.unique(parts)) > 0.9 * len(parts)
+
+
+def test_an_unwritable_folder_gives_cautious_guesses(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    found = audit_disk.measure_disk(tmp_path / "file" / "scratch", probe.DiskInfo(10**12, "ext4", "/dev/x"), seconds=0.05)
+    assert found.assumed
+    assert (found.filesystem, found.device) == ("ext4", "/dev/x")
+
+
+def test_a_full_disk_is_not_touched(tmp_path: Path) -> None:
+    found = audit_disk.measure_disk(tmp_path / "scratch", probe.DiskInfo(10**6, "ext4", "/dev/x"), seconds=0.05)
+    assert found.assumed
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_disk_that_fails_in_the_middle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*arguments: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    files = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(os, "preadv", fails)
+    found = audit_disk.measure_disk(tmp_path, probe.disk_info(tmp_path), seconds=0.05)
+    assert found.assumed
+    assert os.listdir(tmp_path) == []
+    assert len(os.listdir("/proc/self/fd")) == files
+
+
+def test_without_direct_io_it_is_buffered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "O_DIRECT")
+    found = audit_disk.measure_disk(tmp_path, probe.disk_info(tmp_path), seconds=0.02)
+    assert not found.direct
+    assert not found.assumed
