@@ -13,6 +13,8 @@ __all__ = [
     "DeviceError",
     "DtypeError",
     "MemoryLimitError",
+    "NotInMemoryError",
+    "OutOfBoundsError",
     "OverlapError",
     "PycausetError",
     "PycausetWarning",
@@ -31,6 +33,10 @@ class PycausetError(Exception):
 
 class ShapeError(PycausetError, ValueError):
     """Shapes that do not fit together, or an index outside a matrix."""
+
+
+class OutOfBoundsError(ShapeError, IndexError):
+    """An index outside a matrix, or one of a kind that matrices do not take."""
 
 
 class DtypeError(PycausetError, TypeError):
@@ -71,6 +77,10 @@ class CorruptTileError(StoreError):
 
 class MemoryLimitError(PycausetError, MemoryError):
     """The work needs more memory than its limit grants; the message carries both numbers."""
+
+
+class NotInMemoryError(PycausetError, BufferError):
+    """Data asked for without a copy that do not lie in RAM as they are."""
 
 
 class DeviceError(PycausetError, RuntimeError):

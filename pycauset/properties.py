@@ -5,34 +5,7 @@ never verified, but claims that contradict each other are refused. What follows 
 over the clauses of `_IMPLICATIONS`, so that an identity is known to be diagonal and a matrix with an entry below the
 diagonal not to be upper triangular.
 
-**How operations carry properties.** The rules are pure functions from flags to flags; they hold in exact arithmetic for
-finite entries. "Pattern" stands for ``is_zero``, ``is_diagonal``, ``is_[strictly_]upper_triangular``,
-``is_[strictly_]lower_triangular`` and ``has_zero_diagonal``; "symmetry" for ``is_[skew_]symmetric`` and
-``is_[skew_]hermitian``; "definite" for ``is_positive_[semi]definite``. What no line names becomes unknown. Known
-*falsehoods* survive transposition, an exact copy and a change of sign only.
-
-======================  =============================================================================================
-result                  what is kept
-======================  =============================================================================================
-``A.T``, ``A.H``        all; upper and lower change places
-``s A``                 pattern; (skew-)symmetric; (skew-)Hermitian for real s, each turned into the other for imaginary
-                        s; definite for s > 0, semidefinite for s ≥ 0; unitary for s in {1, -1, i, -i}, orthogonal for
-                        ±1; everything for s = 1
-``A + B``, ``A - B``    pattern and symmetry that both have; all of A if B is zero; ``+``: semidefinite that both are,
-                        definite if one is; unit diagonal ± zero diagonal is unit, unit - unit is zero diagonal
-``A ∘ B``               pattern of either; unit diagonal of both; (skew-)symmetric and (skew-)Hermitian by the rule of
-                        signs; definite that both are (Schur)
-``A B``                 zero of either; diagonal, triangular, permutation, unitary, orthogonal of both; strict if one of
-                        two triangular is; unit diagonal of both if triangular and square; all of B if A is the identity
-``A A.T``, ``A A.H``    as A B, and symmetric; Hermitian and semidefinite (definite if A is known to be invertible)
-``A A``                 as A B, and symmetric of (skew-)symmetric, Hermitian of (skew-)Hermitian, definite of definite
-``A.astype(t)``         all, if t holds every value of A; otherwise pattern, symmetry, unit diagonal, identity and
-                        permutation; a real part of definite is definite; a truth value of skew-symmetric is symmetric
-``A[rows, cols]``       zero; triangular as far as the cut allows, zero if the cut lies in the zero triangle; for
-                        rows = cols also symmetry, diagonals and definite; unitary and orthogonal for rearrangements
-``A[rows, cols] = X``   triangular and diagonals that the region does not touch; (skew-)symmetry only of zeros assigned
-                        to a principal block, symmetric of one diagonal element
-======================  =============================================================================================
+How operations carry properties is told in `pycauset.propagation`.
 """
 
 from __future__ import annotations
@@ -119,7 +92,7 @@ is_zero: is_skew_hermitian, is_positive_semidefinite, not is_positive_definite, 
 is_strictly_upper_triangular, is_lower_triangular: is_zero
 is_strictly_lower_triangular, is_upper_triangular: is_zero
 is_identity: is_permutation, is_diagonal, has_unit_diagonal, is_positive_definite
-is_permutation: is_unitary, is_orthogonal
+is_permutation: is_unitary, is_orthogonal, not is_skew_symmetric, not is_skew_hermitian
 is_permutation, has_unit_diagonal: is_identity
 is_permutation, is_upper_triangular: is_identity
 is_permutation, is_lower_triangular: is_identity
@@ -347,7 +320,7 @@ class Properties:
 
     @property
     def flags(self) -> int:
-        """Claims and what follows from them as a uint64: bit ``2 i`` is set if property i is known, bit ``2 i + 1`` if it is true."""
+        """Claims and what follows from them as a uint64: property i owns bits ``2 i`` and ``2 i + 1``."""
         return self._flags
 
     @property
@@ -416,7 +389,5 @@ def _bits(name: str, value: object) -> int:
 def _checked(flags: int) -> int:
     """`flags`, if every set bit has a meaning."""
     if flags < 0 or flags & ~(_KNOWN * 3) or flags >> 1 & _KNOWN & ~flags:
-        raise ConfigError(
-            f"property flags {flags:#x} have bits without meaning; there are {len(PROPERTIES)} properties of two bits"
-        )
+        raise ConfigError(f"property flags {flags:#x} have bits without meaning; each of {len(PROPERTIES)} properties has two")
     return flags

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-__all__ = ["Rect", "ceil_div", "chunk_grid", "pieces", "round_up", "serpentine", "split_evenly"]
+__all__ = ["Rect", "ceil_div", "chunk_grid", "cut", "pieces", "round_up", "serpentine", "split_evenly"]
 
 
 class Rect(NamedTuple):
@@ -67,6 +67,19 @@ def pieces(rect: Rect, chunks: tuple[int, int]) -> Iterator[tuple[int, int, Rect
         r0, r1 = max(rect.r0, i * h), min(rect.r1, (i + 1) * h)
         for j in range(rect.c0 // w, ceil_div(rect.c1, w)):
             yield i, j, Rect(r0, r1, max(rect.c0, j * w), min(rect.c1, (j + 1) * w))
+
+
+def cut(rect: Rect, chunks: tuple[int, int] | None, itemsize: int, limit: int) -> list[Rect]:
+    """Cut a rectangle along chunk borders (if there are any), then by rows until no part has more than ``limit`` bytes."""
+    parts: list[Rect] = []
+    for part in [rect] if chunks is None else [p for _, _, p in pieces(rect, chunks)]:
+        rows, cols = part.shape
+        step = max(1, limit // max(1, cols * itemsize))
+        if step >= rows:
+            parts.append(part)
+        else:
+            parts += [Rect(r, min(r + step, part.r1), part.c0, part.c1) for r in range(part.r0, part.r1, step)]
+    return parts
 
 
 def split_evenly(n: int, parts: int, multiple: int = 1) -> list[tuple[int, int]]:

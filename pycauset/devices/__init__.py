@@ -10,10 +10,14 @@ from typing import TYPE_CHECKING
 from pycauset.errors import DeviceError, PycausetWarning
 
 if TYPE_CHECKING:
+    from numpy.typing import DTypeLike
+
+    from pycauset.devices.base import Device
     from pycauset.devices.cupy import CupyDevice
     from pycauset.devices.numpy import NumpyDevice
+    from pycauset.hardware.profile import HardwareProfile
 
-__all__ = ["cpu", "gpu"]
+__all__ = ["cpu", "gpu", "gpu_is_cold", "pretended_gpu"]
 
 _lock = threading.Lock()
 
@@ -35,10 +39,36 @@ def _gpu() -> CupyDevice | None:
     from pycauset.devices.cupy import CupyDevice
 
     try:
-        return CupyDevice()
+        device = CupyDevice()
+        _tell_governor(device)
+        return device
     except DeviceError as error:
         warnings.warn(f"the GPU is left alone: {error}", PycausetWarning, stacklevel=3)
         return None
+
+
+def _tell_governor(device: CupyDevice) -> None:
+    from pycauset.governor import governor
+
+    free, total = device.runtime.memGetInfo()
+    governor().set_device_memory(total, free)
+
+
+def gpu_is_cold() -> bool:
+    """Whether using the GPU would start CUDA first, which takes about a second."""
+    return _gpu.cache_info().currsize == 0
+
+
+def pretended_gpu(profile: HardwareProfile, dtype: DTypeLike) -> Device | None:
+    """A stand-in for the GPU that a described machine has and this one lacks: plans can be made for it, not run."""
+    from pycauset.hardware import current_probe
+
+    if current_probe().measured() is None:
+        return None
+    from pycauset.devices.rates import Rates
+    from pycauset.devices.sim import SimDevice
+
+    return SimDevice(Rates(profile, "gpu", dtype))
 
 
 def gpu() -> CupyDevice | None:

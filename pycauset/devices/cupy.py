@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pycauset.devices.base import Device, Lanes, MemoryScope, Mode, Slab
+from pycauset.devices.cublas import Cublas
 from pycauset.devices.lanes import Completion, Failure, HostCompletion, LaneStatistics, Span
 from pycauset.devices.memory import PAGE, pageable_slab
 from pycauset.errors import DeviceError, MemoryLimitError, PycausetWarning
@@ -36,9 +37,6 @@ _STICKY = {226, 700, 702, 710, *range(714, 720), 721, 810, 911}
 _NOT_READY = 600
 _BLOCKING, _NON_BLOCKING_STREAM = 1, 1
 _TO_DEVICE, _TO_HOST = 1, 2
-_LETTER = {"float32": "s", "float64": "d", "complex64": "c", "complex128": "z"}
-_OPERATION = {"N": 0, "T": 1, "H": 2}
-_UPPER = 1
 
 
 class TileView(NamedTuple):
@@ -96,7 +94,7 @@ class CudaLane:
     def __init__(self, name: str, device: CupyDevice, stream: int, failure: Failure, timeline: list[Span] | None, *, sync: bool) -> None:
         self.name = name
         self.stream = stream
-        self.handle = 0  # cuBLAS, on compute lanes
+        self.blas: Cublas | None = None  # on compute lanes
         self.finished = 0
         self._device = device
         self._failure = failure
@@ -213,19 +211,13 @@ class CupyDevice(Device):
             properties = runtime.getDeviceProperties(runtime.getDevice())
             name = properties["name"]
             self.name = name.decode() if isinstance(name, bytes) else str(name)
-            from cupy_backends.cuda.libs import cublas
-
-            self.cublas: Any = cublas
             self._streams = {
                 "upload": runtime.streamCreateWithFlags(_NON_BLOCKING_STREAM),
                 "download": runtime.streamCreateWithFlags(_NON_BLOCKING_STREAM),
                 "compute": runtime.streamCreateWithPriority(_NON_BLOCKING_STREAM, 0),
                 "panel": runtime.streamCreateWithPriority(_NON_BLOCKING_STREAM, -5),
             }
-            self._handles = {}
-            for stream in ("compute", "panel"):
-                self._handles[stream] = cublas.create()
-                cublas.setStream(self._handles[stream], self._streams[stream])
+            self._handles = {stream: Cublas(self._streams[stream]) for stream in ("compute", "panel")}
             self.epoch = self.event()
             runtime.eventRecord(self.epoch.handle, self._streams["compute"])
             runtime.eventSynchronize(self.epoch.handle)
@@ -252,7 +244,7 @@ class CupyDevice(Device):
             self._lost = str(error)
         if status == 2 and type(error).__name__ == "CUDARuntimeError":
             return MemoryLimitError(f"the GPU ran out of memory while {doing}; lower gpu_memory=, or close what else uses the GPU")
-        if type(error).__name__ in ("CUDARuntimeError", "CUBLASError", "CUDADriverError", "OutOfMemoryError"):
+        if type(error).__name__ in ("CUDARuntimeError", "CublasError", "CUDADriverError", "OutOfMemoryError"):
             ending = "; the GPU is not used again in this process: restart Python to get it back" if self.lost else ""
             typed = DeviceError(f"{doing} failed on {self.name}: {error}{ending}")
             typed.__cause__ = error
@@ -282,12 +274,22 @@ class CupyDevice(Device):
 
         def lane(name: str, stream: str) -> CudaLane:
             made = CudaLane(name, self, self._streams[stream], failure, timeline, sync=mode == "sync")
-            made.handle = self._handles.get(stream, 0)
+            made.blas = self._handles.get(stream)
             return made
 
         return Lanes(
             read, write, (lane("compute", "compute"), lane("compute", "panel")), upload=lane("upload", "upload"), download=lane("download", "download")
         )
+
+    def stream(self, name: str) -> int:
+        """A stream of the device: "upload", "download", "compute" or "panel"."""
+        return self._streams[name]
+
+    def plain_lane(self, name: str) -> CudaLane:
+        """A compute stream for work that is enqueued by hand."""
+        lane = CudaLane(name, self, self._streams[name], Failure(), None, sync=False)
+        lane.blas = self._handles[name]
+        return lane
 
     def synchronize(self) -> None:
         if not self.lost:
@@ -381,51 +383,20 @@ class CupyDevice(Device):
         alpha, beta, op_a, op_b = params
         a, b, c = reads[0], reads[1], writes[0]
         depth = a.cols if op_a == "N" else a.rows
-        scalars = _scalars(alpha, beta, c.dtype)
-        getattr(self.cublas, _LETTER[c.dtype.name] + "gemm")(
-            lane.handle,
-            _OPERATION[op_b],
-            _OPERATION[op_a],
-            c.cols,
-            c.rows,
-            depth,
-            scalars[0],
-            b.address,
-            b.ld,
-            a.address,
-            a.ld,
-            scalars[1],
-            c.address,
-            c.ld,
-        )
+        lane.blas.gemm(c.dtype.name, op_b, op_a, c.cols, c.rows, depth, alpha, b.address, b.ld, a.address, a.ld, beta, c.address, c.ld)  # type: ignore[union-attr]
 
     def _rank_k(self, reads: Sequence[TileView], writes: Sequence[TileView], params: tuple[Any, ...], lane: CudaLane) -> None:
-        """SYRK on the lower triangle, mirrored at the end; CuPy binds no HERK, so Hermitian tiles are whole products."""
+        """SYRK or HERK on the lower triangle, mirrored at the end."""
         alpha, beta, op_a, hermitian, last = params
         a, c = reads[0], writes[0]
-        if hermitian and c.dtype.kind == "c":
-            self._gemm((a, a), writes, (alpha, beta, op_a, "H" if op_a == "N" else "N"), lane)
-            return
-        scalars = _scalars(alpha, beta, c.dtype)
-        getattr(self.cublas, _LETTER[c.dtype.name] + "syrk")(
-            lane.handle,
-            _UPPER,
-            1 if op_a == "N" else 0,
-            c.rows,
-            a.cols if op_a == "N" else a.rows,
-            scalars[0],
-            a.address,
-            a.ld,
-            scalars[1],
-            c.address,
-            c.ld,
-        )
+        depth = a.cols if op_a == "N" else a.rows
+        flag = ("H" if hermitian and c.dtype.kind == "c" else "T") if op_a == "N" else "N"
+        lane.blas.rank_k(c.dtype.name, flag, c.rows, depth, alpha, a.address, a.ld, beta, c.address, c.ld, hermitian=hermitian)  # type: ignore[union-attr]
         if last:
             import cupy
 
             with cupy.cuda.ExternalStream(lane.stream):
-                tile = self.array(c)
-                _mirror_kernel()(tile, c.ld, c.rows, size=c.rows * c.rows)
+                _mirror_kernel(hermitian and c.dtype.kind == "c")(self.array(c), c.ld, c.rows, size=c.rows * c.rows)
 
     def _scale(self, reads: Sequence[TileView], writes: Sequence[TileView], params: tuple[Any, ...], lane: CudaLane) -> None:
         import cupy
@@ -464,25 +435,15 @@ class _Checked:
                 raise typed from error
 
 
-@functools.lru_cache(maxsize=64)
-def _scalar_memory(alpha: complex, beta: complex, name: str) -> np.ndarray[Any, Any]:
-    dtype = np.dtype(name)
-    return np.array([alpha, beta], dtype) if dtype.kind == "c" else np.array([complex(alpha).real, complex(beta).real], dtype)
-
-
-def _scalars(alpha: complex, beta: complex, dtype: np.dtype[Any]) -> tuple[int, int]:
-    """Addresses of alpha and beta in host memory; cuBLAS reads them during the call."""
-    address: int = _scalar_memory(alpha, beta, dtype.name).__array_interface__["data"][0]
-    return address, address + dtype.itemsize
-
-
 @functools.cache
-def _mirror_kernel() -> Any:
+def _mirror_kernel(conjugate: bool) -> Any:
+    """Copies the lower triangle of a square row-major tile over the upper one."""
     import cupy
 
+    value = "conj(p[c * ld + r])" if conjugate else "p[c * ld + r]"
     return cupy.ElementwiseKernel(
         "raw T tile, int64 ld, int64 n",
         "",
-        "long long r = i / n, c = i % n; if (c > r) { T* p = (T*)&tile[0]; p[r * ld + c] = p[c * ld + r]; }",
-        "pycauset_mirror_lower",
+        f"long long r = i / n, c = i % n; if (c > r) {{ T* p = (T*)&tile[0]; p[r * ld + c] = {value}; }}",
+        f"pycauset_mirror_lower{'_conjugate' if conjugate else ''}",
     )

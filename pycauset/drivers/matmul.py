@@ -23,9 +23,10 @@ import numpy as np
 from pycauset.devices.base import Device
 from pycauset.devices.rates import Rates
 from pycauset.drivers.matmul_plan import MatmulLimits, MatmulPlan, MatmulProblem, plan_matmul
+from pycauset.drivers.streamer import has_no_chunks
 from pycauset.drivers.task import Operand, Tile, TileTask
 from pycauset.storage.base import TileStore
-from pycauset.tiling import Rect
+from pycauset.tiling import Rect, round_up
 
 __all__ = ["MatmulDriver"]
 
@@ -92,13 +93,19 @@ class MatmulDriver:
             a_stacks=self.op_a == "N",
             rank_k=self.rank_k,
             reads_c=self.beta != 0,
+            grain=tuple(None if has_no_chunks(s) else self._grain(i) for i, s in enumerate(self.stores)),
         )
+
+    def _grain(self, operand: int) -> tuple[int, int]:
+        """The chunk of an operand as ``op`` sees it."""
+        h, w = self.stores[operand].chunks
+        return (w, h) if operand < 2 and (self.op_a, self.op_b)[operand] != "N" else (h, w)
 
     def _units(self, reached: Sequence[bool]) -> tuple[int, int, int]:
         """Multiples for tile sides: whole chunks of C first (it is written), then of A and B as far as they agree."""
-        a, b, c = self.stores
-        ah, aw = a.chunks if self.op_a == "N" else a.chunks[::-1]
-        bh, bw = b.chunks if self.op_b == "N" else b.chunks[::-1]
+        c = self.stores[2]
+        reached = [free or has_no_chunks(store) for free, store in zip(reached, self.stores, strict=True)]
+        (ah, aw), (bh, bw) = self._grain(0), self._grain(1)
         m, n, k = self.sizes
 
         def agree(size: int, *sides: tuple[int, bool]) -> int:
@@ -124,8 +131,10 @@ class MatmulDriver:
         for store in self.stores:
             if not device.reaches(store, self.dtype):
                 size = min(store.chunks[0], store.shape[0]) * min(store.chunks[1], store.shape[1]) * self.dtype.itemsize
+                if has_no_chunks(store):  # any size will do: large enough for long rows, small enough for several threads
+                    size = min(max(store.nbytes // 64, 256 << 10), 16 << 20)
                 largest = max(largest, min(size, 32 << 20))
-        return -(-largest // 4096) * 4096
+        return round_up(largest, 4096)
 
     def operands(self, plan: MatmulPlan) -> list[Operand]:
         """A, B and C as the streamer takes them."""

@@ -18,6 +18,7 @@ References
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -43,7 +44,7 @@ class MatmulProblem:
     ``units`` are the multiples that tile sides along m, n, k should have so that tiles are whole chunks. ``slotless`` says
     for A, B and C whether they need no device slots, ``hostless`` whether they need no host slots (both False: on disk).
     ``a_stacks`` tells whether a tile several chunks tall is contiguous as stored. ``rank_k`` marks B = op(A)ᵀ or op(A)ᴴ:
-    only the lower triangle is computed.
+    only the lower triangle is computed. ``grain`` has the chunks of A, B and C as op() sees them, None for arrays.
     """
 
     m: int
@@ -57,6 +58,7 @@ class MatmulProblem:
     a_stacks: bool = True
     rank_k: bool = False
     reads_c: bool = False
+    grain: tuple[tuple[int, int] | None, ...] = (None, None, None)
 
     @property
     def flops(self) -> float:
@@ -322,47 +324,40 @@ def _candidates(count: int, around: float) -> list[int]:
     return sorted({r for r in [*range(1, 25), *range(low, high, max(1, (high - low) // 48))] if 1 <= r <= count})
 
 
-def _fit(problem: MatmulProblem, limits: MatmulLimits, unified: bool, tile_n: int, tile_k: int, blocks_down: int) -> MatmulPlan | None:
-    """The widest block for ``blocks_down`` blocks along m, with slots for streaming, or None when nothing fits."""
+def _fit(problem: MatmulProblem, limits: MatmulLimits, unified: bool, tall: bool, tile_n: int, tile_k: int, blocks_down: int, drain: int) -> MatmulPlan | None:
+    """The widest block for ``blocks_down`` blocks along m, with slots for streaming, or None when nothing fits.
+
+    A ``tall`` tile spans the whole block, which makes few, large kernels; otherwise tiles are about square, which wastes
+    less memory on tiles in flight.
+    """
     p, es = problem, problem.dtype.itemsize
     unit_m = p.units[0]
-    height = min(round_up(ceil_div(p.m, blocks_down), unit_m), round_up(p.m, unit_m))
-    if p.rank_k:
-        tile_m = tile_n
-        height = round_up(height, tile_m)
-    elif unified and not p.a_stacks:
-        tile_m = min(round_up(tile_n, unit_m), round_up(p.m, unit_m))
-        height = round_up(height, tile_m)
-    else:
-        tile_m = height
+    height = round_up(ceil_div(p.m, blocks_down), unit_m)
+    tile_m = height if tall else min(tile_n if p.rank_k else round_up(tile_n, unit_m), round_up(p.m, unit_m))
     down = ceil_div(height, tile_m)
     steps = ceil_div(p.k, tile_k)
-    drain = max(1, min(steps, ceil_div(4096, tile_k))) if not unified else 1
+    drain = max(1, min(steps, drain))
     slot = [0 if free else round_up(size * es, 4096) for size, free in zip((tile_m * tile_k, tile_k * tile_n, tile_m * tile_n), p.slotless, strict=True)]
-    while True:
-        a_slots = down * (drain + (1 if steps > drain else 0))
-        # Strips beyond the block: one to be filled while the last ones of the block before go home.
-        spare = down * (2 if not unified else 1) if steps >= 1 else 0
-        left = limits.device - a_slots * slot[0] - spare * slot[2] - 2 * slot[1]
-        per_column = down * slot[2] + slot[1]  # a strip of C and its tile of B, one ahead
-        across = min(ceil_div(p.n, tile_n), int(left // per_column) if per_column else 1 << 30) if left > 0 else 0
-        if across >= 1 or drain == 1:
-            break
-        drain //= 2
-    if across < 1:
+
+    def stream_slots(rows: int) -> tuple[int, int]:
+        """Slots of A beside what a step needs, and of C beside the block: what is on its way in or out."""
+        return rows * drain + (min(rows, 3) if steps > drain else 0), (2 if rows == 1 and not unified else min(rows, 3))
+
+    a_slots, spare = stream_slots(down)
+    left = limits.device - a_slots * slot[0] - spare * slot[2] - 2 * slot[1]
+    per_column = down * slot[2] + slot[1]  # a strip of C and its tile of B
+    if left < per_column or left < 0:
         return None
-    across = ceil_div(ceil_div(p.n, tile_n), ceil_div(ceil_div(p.n, tile_n), across))  # blocks of even width
+    columns = ceil_div(p.n, tile_n)
+    across = min(columns, int(left // per_column) if per_column else columns)
+    across = ceil_div(columns, ceil_div(columns, across))  # blocks of even width
     if p.rank_k:
         across = down = min(across, down)
-        a_slots = down * (drain + (1 if steps > drain else 0))
-        spare = down * (2 if not unified else 1)
-    wide = ceil_div(ceil_div(p.n, tile_n), across) == 1 and ceil_div(p.m, down * tile_m) == 1
-    if wide:
+        a_slots, spare = stream_slots(down)
+    if across * tile_n >= p.n and down * tile_m >= p.m:
         spare = 0  # one block: nothing follows it
-    b_slots = across + 2
-    plan = MatmulPlan(p, unified, (tile_m, tile_n, tile_k), (down, across), drain, 0, 0, 0, 0, (a_slots, b_slots, down * across + spare), 0, 0)
-    free = limits.device - sum(s * count for s, count in zip(slot, plan.slots, strict=True))
-    return _keep(plan, free, slot) if free >= 0 else None
+    plan = MatmulPlan(p, unified, (tile_m, tile_n, tile_k), (down, across), drain, 0, 0, 0, 0, (a_slots, across + 2, down * across + spare), 0, 0)
+    return _keep(plan, limits.device - sum(s * count for s, count in zip(slot, plan.slots, strict=True)), slot)
 
 
 def _keep(plan: MatmulPlan, free: int, slot: list[int]) -> MatmulPlan:
@@ -400,14 +395,20 @@ def _host_level(plan: MatmulPlan, limit: int, piece: int) -> MatmulPlan | None:
     tile_m, tile_n, tile_k = plan.tile
     slots = limit // piece
 
-    def pieces_of(elements: int) -> int:
-        return max(1, ceil_div(elements * es, piece))
+    def pieces_of(operand: int, rows: int, cols: int) -> int:
+        rows, cols = max(rows, 1), max(cols, 1)
+        grain = p.grain[operand]
+        if grain is None:
+            return ceil_div(rows, max(1, piece // (cols * es)))
+        across = [ceil_div(side, unit) + (side % unit != 0) for side, unit in zip((rows, cols), grain, strict=True)]
+        height, width = min(grain[0], rows), min(grain[1], cols)
+        return across[0] * across[1] * ceil_div(height, max(1, piece // (width * es)))
 
-    step_a = 0 if p.hostless[0] else plan.block[0] * pieces_of(tile_m * tile_k)
-    step_b = 0 if p.hostless[1] else pieces_of(tile_k * tile_n) * plan.block[1]
-    one_a = 0 if p.hostless[0] else pieces_of(tile_m * tile_k)
-    one_b = 0 if p.hostless[1] else pieces_of(tile_k * tile_n)
-    one_c = 0 if p.hostless[2] else pieces_of(tile_m * tile_n)
+    step_a = 0 if p.hostless[0] else plan.block[0] * pieces_of(0, min(tile_m, p.m), min(tile_k, p.k))
+    step_b = 0 if p.hostless[1] else pieces_of(1, min(tile_k, p.k), min(tile_n, p.n)) * plan.block[1]
+    one_a = 0 if p.hostless[0] else pieces_of(0, min(tile_m, p.m), min(tile_k, p.k))
+    one_b = 0 if p.hostless[1] else pieces_of(1, min(tile_k, p.k), min(tile_n, p.n))
+    one_c = 0 if p.hostless[2] else pieces_of(2, min(tile_m, p.m), min(tile_n, p.n))
     least = max(2 * one_a, 2 * one_b, one_c) + 1
     if slots < least:
         return None
@@ -457,20 +458,29 @@ def plan_matmul(problem: MatmulProblem, limits: MatmulLimits, rates: Rates, *, u
     p, es = problem, problem.dtype.itemsize
     fast = max(limits.device, 1) / es
     bound = lower_bound(p.m, p.n, p.k, fast, rank_k=p.rank_k) * es
-    best: tuple[tuple[bool, float, float], MatmulPlan] | None = None
     guess = p.m / math.sqrt(fast)
-    for tile_k in _sides(p.k, p.units[2], (1024,) if unified else (1024, 512, 2048)):
-        for tile_n in _sides(p.n, max(p.units[1], p.units[0]) if p.rank_k else p.units[1], (1024,) if unified else (2048, 1024, 4096)):
-            for blocks_down in _candidates(ceil_div(p.m, p.units[0]), guess):
-                plan = _fit(p, limits, unified, tile_n, tile_k, blocks_down)
+    side = 1 << max(6, round(math.log2(math.sqrt(fast))) - 3)  # an eighth of the largest square block
+    wide = (side, 1024) if unified else (2048, 1024, 4096, side)
+    deep = (side, 1024) if unified else (1024, 512, 2048, side // 2)
+    unit_n = max(p.units[1], p.units[0]) if p.rank_k else p.units[1]
+    counts = _candidates(ceil_div(p.m, p.units[0]), guess)
+    best: tuple[tuple[bool, int, float], MatmulPlan] | None = None
+    # Tall tiles first: square ones are worth a look only where tall ones cannot be or move too much.
+    for tall in ([True] if p.a_stacks and not p.rank_k else []) + [False]:
+        if tall is False and best is not None and not best[0][0]:
+            break
+        for tile_k, tile_n in itertools.product(_sides(p.k, p.units[2], deep, side), _sides(p.n, unit_n, wide, side)):
+            drains = (1,) if unified else sorted({ceil_div(4096, tile_k), ceil_div(1024, tile_k), 1})
+            for drain, blocks_down in itertools.product(drains, counts):
+                plan = _fit(p, limits, unified, tall, tile_n, tile_k, blocks_down, drain)
+                if plan is not None and not unified:
+                    plan = _host_level(plan, limits.host, piece)
                 if plan is None:
                     continue
-                if not unified:
-                    plan = _host_level(plan, limits.host, piece)
-                    if plan is None:
-                        continue
                 plan = replace(_predict(plan, rates), bound=bound)
-                key = (plan.link_bytes > _SLACK * bound, round(plan.seconds, 4), float(plan.link_bytes + plan.disk_read + plan.disk_write))
+                # Times within half a percent are equal; then the fewest bytes win.
+                moved = float(plan.link_bytes + plan.disk_read + plan.disk_write)
+                key = (plan.link_bytes > _SLACK * bound, round(math.log(max(plan.seconds, 1e-9)) / 0.005), moved)
                 if best is None or key < best[0]:
                     best = key, plan
     if best is None:
@@ -478,10 +488,11 @@ def plan_matmul(problem: MatmulProblem, limits: MatmulLimits, rates: Rates, *, u
     return best[1]
 
 
-def _sides(size: int, unit: int, wanted: tuple[int, ...]) -> list[int]:
-    """Tile sides near the wanted ones: multiples of the unit, no longer than the matrix."""
+def _sides(size: int, unit: int, wanted: tuple[int, ...], most: int) -> list[int]:
+    """Tile sides near the wanted ones: multiples of the unit, no longer than the matrix, thin against the largest block."""
     whole = round_up(max(size, 1), unit)
-    return list(dict.fromkeys(min(whole, unit * max(1, round(w / unit))) for w in (*wanted, unit)))
+    sides = [min(whole, unit * max(1, round(w / unit))) for w in wanted if w <= 2 * most] or [min(whole, unit)]
+    return list(dict.fromkeys([*sides, min(whole, unit * max(1, most // 2 // unit))]))
 
 
 def _refusal(p: MatmulProblem, limits: MatmulLimits, unified: bool, piece: int) -> str:

@@ -32,14 +32,14 @@ from pycauset.devices.base import Device, Lanes, MemoryScope, Mode, Slab
 from pycauset.devices.lanes import Completion, Failure, HostCompletion, LaneStatistics, Span
 from pycauset.drivers.cache import IN_PLACE, Action, CachePlanner, Load, Run, Save
 from pycauset.drivers.task import Barrier, Operand, Tile, TileTask
-from pycauset.tiling import pieces, round_up
+from pycauset.storage.base import TileStore
+from pycauset.tiling import Rect, cut, round_up
 
-__all__ = ["AsyncStreamer", "StreamStatistics"]
+__all__ = ["AsyncStreamer", "StreamStatistics", "has_no_chunks"]
 
 _ALIGN = 4096
 #: Tasks that may be under way at once; bounds how much work an interruption must wait for.
-_IN_FLIGHT = 128
-_PIECE_BYTES = 32 << 20
+_IN_FLIGHT = 32
 
 
 class StreamStatistics(NamedTuple):
@@ -160,7 +160,9 @@ class AsyncStreamer:
         self._host: CachePlanner | None = None
         if not device.unified and not all(self._host_in_place):
             self._host = CachePlanner([("host", host_slots)], [None if here else 0 for here in self._host_in_place])
-        self._host_slots, self._host_slot_bytes = (host_slots, round_up(host_slot_bytes, _ALIGN)) if self._host else (0, 0)
+        self._host_slots, self._host_slot_bytes = (host_slots, round_up(host_slot_bytes, _ALIGN)) if self._host is not None else (0, 0)
+        self._grain = [None if has_no_chunks(op.store) else op.store.chunks for op in self._operands]
+        self._cuts: dict[Tile, tuple[Tile, ...]] = {}
         self._slots: list[_Slot] = []
         self._hosts: list[_Slot] = []
         self._slabs: list[Slab] = []
@@ -299,7 +301,7 @@ class AsyncStreamer:
     def is_idle(self) -> bool:
         """Whether nothing is queued or running: the machine waits for the caller."""
         self._harvest()
-        return not (len(self._planner) or (self._host and len(self._host)) or self._waiting or self._running)
+        return not (len(self._planner) or (self._host is not None and len(self._host)) or self._waiting or self._running)
 
     def run(self, tasks: Iterable[TileTask | Barrier]) -> None:
         """Run a driver's generator to its end, then flush. A barrier gets host copies of the tiles it names."""
@@ -463,18 +465,15 @@ class AsyncStreamer:
             promise.resolve(done)
 
     def _pieces(self, tile: Tile) -> tuple[Tile, ...]:
-        """The parts of a tile that are read and written one by one: cut along chunks, and to a bounded size."""
-        operand = self._operands[tile.operand]
-        parts: list[Tile] = []
-        limit = min(self._host_slot_bytes, _PIECE_BYTES) if self._host_slot_bytes else _PIECE_BYTES
-        for _, _, rect in pieces(tile.rect, operand.store.chunks):
-            rows, cols = rect.shape
-            step = max(1, limit // (cols * operand.dtype.itemsize))
-            if step >= rows:
-                parts.append(Tile(tile.operand, *rect))
-            else:
-                parts += [Tile(tile.operand, r, min(r + step, rect.r1), rect.c0, rect.c1) for r in range(rect.r0, rect.r1, step)]
-        return tuple(parts)
+        """The parts of a tile that are read and written one by one: cut along chunks, and to the size of a host slot."""
+        number = tile.operand
+        parts = self._cuts.get(tile)
+        if parts is None:
+            if len(self._cuts) > 4096:
+                self._cuts.clear()
+            rects = cut(tile.rect, self._grain[number], self._operands[number].dtype.itemsize, self._host_slot_bytes)
+            parts = self._cuts[tile] = tuple([Tile(number, *rect) for rect in rects])
+        return parts
 
     # -- one job each ---------------------------------------------------------------------------------------------
 
@@ -629,6 +628,11 @@ class AsyncStreamer:
         error = self._failure.error
         assert error is not None
         raise error
+
+
+def has_no_chunks(store: TileStore) -> bool:
+    """Whether rectangles of the store are as good as any other: an array in memory."""
+    return store.view(Rect(0, 0, 0, 0)) is not None
 
 
 def _nothing() -> None:

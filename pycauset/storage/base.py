@@ -120,21 +120,16 @@ def place(dest: NDArray[Any], source: NDArray[Any], how: str = "full") -> None:
         return
     for start in range(0, source.shape[0], _BAND):
         part, band = dest[:, start : start + _BAND], source[start : start + _BAND].T
-        if how == "hermitian" and source.dtype.kind == "c":
-            np.conjugate(band, out=part, casting="same_kind")
+        np.copyto(part, band, casting="same_kind")
+        if how == "hermitian" and source.dtype.kind == "c":  # in place, while the band is in the cache
+            np.conjugate(part, out=part)
         elif how == "skew":
-            np.negative(band, out=part, casting="same_kind")
-        else:
-            np.copyto(part, band, casting="same_kind")
+            np.negative(part, out=part)
 
 
 def cast_unsafe(dest: NDArray[Any], source: NDArray[Any]) -> None:
-    """Copy with any cast that :meth:`TileStore.write` allows (an overflow to infinity is NumPy's, and silent)."""
-    if dest.dtype == source.dtype:
-        np.copyto(dest, source)
-    else:
-        with np.errstate(all="ignore"):
-            np.copyto(dest, source, casting="unsafe")
+    """Copy with any cast that :meth:`TileStore.write` allows; NumPy warns of what overflows or is NaN in an integer."""
+    np.copyto(dest, source, casting="unsafe")
 
 
 def store_error(error: OSError, doing: str) -> StoreError:
@@ -317,7 +312,8 @@ class TileStore(abc.ABC):
     def temporary_bytes(self, shape: tuple[int, int], dtype: DTypeLike) -> int:
         """Most bytes that one ``read`` or ``write`` of such a rectangle allocates besides the caller's array.
 
-        Counted per thread; 0 when data move straight between the caller's (aligned) array and the store.
+        Counted per thread, for an array with contiguous rows; 0 when data move straight between the caller's (aligned)
+        array and the store. A buffer that the thread keeps for its next call is counted every time.
         """
         return 0
 

@@ -29,6 +29,7 @@ from pycauset.storage.direct import (
     crc32c,
     crc32c_zeros,
     rows_contiguous,
+    tail_buffer,
 )
 from pycauset.tiling import Rect, round_up
 
@@ -72,6 +73,11 @@ class ChunkFormat:
         """Size of the thread's buffer that the indirect path needs: 4 MiB, or one row and a bit."""
         step = self.shape[1] if self.packed else self.row_bytes  # packed: eight rows of bits are one row of bytes
         return max(BOUNCE_BYTES, round_up(step, ALIGNMENT) + 3 * ALIGNMENT)
+
+    @property
+    def temporary_bytes(self) -> int:
+        """All that the indirect path allocates."""
+        return self.bounce_bytes + (3 * max(_BITS_STEP, 8 * self.shape[1]) if self.packed else 0)
 
     def can_be_direct(self) -> bool:
         """Whether whole chunks move without a buffer, given an aligned array of the stored type."""
@@ -136,7 +142,7 @@ def _read_straight(file: DirectFile, form: ChunkFormat, row: int, dest: NDArray[
     _expect(file, file.read(body, offset) if body.size else 0, body.nbytes)
     tail_bytes = rest + (_CRC_BYTES if form.checksum else 0)
     if tail_bytes:
-        tail = bounce_buffer()[: round_up(tail_bytes, ALIGNMENT)]
+        tail = tail_buffer()[: round_up(tail_bytes, ALIGNMENT)]
         _expect(file, file.read(tail, offset + body.nbytes), tail_bytes)
         if rest:
             dest.reshape(-1).view(np.uint8)[-rest:] = tail[:rest]
@@ -249,7 +255,7 @@ def _write_straight(file: DirectFile, form: ChunkFormat, data: NDArray[Any]) -> 
         tail += crc.to_bytes(_CRC_BYTES, "little")
         at += missing
     if tail:  # O_DIRECT takes no odd length: whole blocks, then the file is cut
-        block = bounce_buffer()[: round_up(len(tail), ALIGNMENT)]
+        block = tail_buffer()[: round_up(len(tail), ALIGNMENT)]
         block[: len(tail)] = np.frombuffer(tail, np.uint8)
         block[len(tail) :] = 0
         file.write(block, at)

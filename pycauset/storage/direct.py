@@ -67,6 +67,14 @@ def bounce_buffer(nbytes: int = BOUNCE_BYTES) -> Bytes:
     return buffer
 
 
+def tail_buffer() -> Bytes:
+    """Two blocks of this thread for the odd end of a file: the last bytes and the checksum."""
+    buffer: Bytes | None = getattr(_local, "tail", None)
+    if buffer is None:
+        buffer = _local.tail = aligned_empty(2 * ALIGNMENT)
+    return buffer
+
+
 def spare_buffer(nbytes: int) -> Bytes:
     """A second buffer of this thread, for whole chunks that are changed in part."""
     buffer: Bytes | None = getattr(_local, "spare", None)

@@ -28,6 +28,9 @@ _UNIT_BYTES: Final = 8 << 20
 _HDF5_CACHE_BYTES: Final = 1 << 20
 
 
+_hdf5_lock: Final = threading.Lock()
+
+
 class ForeignStore(TileStore):
     """An array that its own library reads (and writes, where it can).
 
@@ -69,7 +72,7 @@ class ForeignStore(TileStore):
         unit = math.prod(min(n, c) for n, c in zip(shape, self.chunks, strict=True)) * self.dtype.itemsize
         whole = max(unit, math.prod(self._grain or (0, 0)) * self.dtype.itemsize)
         if self._kind == "zarr":
-            return 3 * whole
+            return 4 * whole
         return 2 * whole + (_HDF5_CACHE_BYTES if self._kind == "h5py" else 0)
 
     def _read(self, rect: Rect, out: NDArray[Any]) -> None:
@@ -213,8 +216,10 @@ def _lock_of(array: Any, kind: str) -> AbstractContextManager[Any]:
     if kind == "zarr":
         return contextlib.nullcontext()
     if kind == "h5py":
-        lock: AbstractContextManager[Any] = sys.modules["h5py"]._hl.base.phil
-        return lock
+        with contextlib.suppress(AttributeError):
+            lock: AbstractContextManager[Any] = sys.modules["h5py"]._hl.base.phil  # h5py has no public name for it
+            return lock
+        return _hdf5_lock
     return threading.Lock()
 
 

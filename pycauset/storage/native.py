@@ -114,7 +114,7 @@ class ZarrStore(TileStore):
         if fits and self._form.can_be_direct() and np.dtype(dtype) == self.dtype and self.structure not in MIRRORED:
             return 0
         change = 0 if whole or not self.writable else round_up(math.prod(self.chunks) * self.dtype.itemsize, ALIGNMENT)
-        return self._form.bounce_bytes + change
+        return self._form.temporary_bytes + change
 
     # --- reading ---------------------------------------------------------------------------------------------------
 
@@ -197,9 +197,7 @@ class ZarrStore(TileStore):
             try:
                 self._direct = write_chunk(path, self._form, data, direct=self._direct)
             except FileNotFoundError:
-                if not os.path.isdir(self._root):
-                    raise
-                os.makedirs(os.path.dirname(path), exist_ok=True)
+                self._make_folders(self._meta.key(i, j))
                 self._direct = write_chunk(path, self._form, data, direct=self._direct)
         except OSError as error:
             if isinstance(error, StoreError):
@@ -216,6 +214,14 @@ class ZarrStore(TileStore):
                 self._written[index] = 1
                 if self._output is not None:
                     self._output.reserve.landed(round_up(self._form.file_bytes, ALIGNMENT))
+
+    def _make_folders(self, key: str) -> None:
+        """The folders of a chunk file, but never the store's own, which somebody may just have removed."""
+        folder = self._root
+        for name in key.split("/")[:-1]:
+            folder = f"{folder}/{name}"
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(folder)
 
     # --- life of an output -------------------------------------------------------------------------------------------
 
@@ -251,6 +257,8 @@ class ZarrStore(TileStore):
         self._meta.attributes.update(attributes)
         self._meta.generation += 1
         try:
+            if self._output is not None:
+                self._output.reserve.release()
             metadata = os.path.join(self._root, "zarr.json")
             write_durably(metadata, self._meta.dump())
             if self._output is not None:

@@ -53,6 +53,8 @@ class NpyStore(TileStore):
         self.dtype = element_type(stored, os.fspath(path))
         if len(shape) not in (1, 2):
             raise ShapeError(f"{path} holds an array of shape {shape}; only one or two dimensions make a vector or matrix")
+        if min(shape) < 0:
+            raise CorruptTileError(f"{path} has a damaged .npy header: shape {shape}")
         self.shape = (int(shape[0]), int(shape[1]) if len(shape) == 2 else 1)
         self.path = path
         self.attributes = {}
@@ -88,7 +90,7 @@ class NpyStore(TileStore):
                 status = os.fstat(file.fileno())
         except OSError as error:
             raise store_error(error, f"opening {path}") from error
-        except ValueError as error:
+        except Exception as error:  # ValueError, SyntaxError, TokenError, ...: NumPy parses the header as Python
             raise CorruptTileError(f"{path} has a damaged .npy header: {error}") from error
         store = cls(path, shape, stored, fortran=bool(fortran), offset=offset)
         store._inode = (status.st_dev, status.st_ino)
@@ -175,15 +177,16 @@ class NpyStore(TileStore):
         """``array`` has the file's element type and contiguous rows."""
         item, width = self._stored.itemsize, self._lines[1]
         start, step = self._offset + (rect.r0 * width + rect.c0) * item, width * item
-        if rect.c1 - rect.c0 == width or rect.r1 - rect.r0 == 1:
-            parts = [(start, array)]
-        else:
-            parts = [(start + k * step, array[k : k + 1]) for k in range(rect.r1 - rect.r0)]
-            if reading and hasattr(os, "posix_fadvise"):  # many short reads: let the disk see them all at once
-                length = (rect.c1 - rect.c0) * item
-                for at, _ in parts:
-                    os.posix_fadvise(file.fd, at, length, os.POSIX_FADV_WILLNEED)
-        for at, part in parts:
+        rows = rect.r1 - rect.r0
+        if rect.c1 - rect.c0 == width:
+            rows, step = 1, 0  # all of it lies together
+        elif reading and rows > 1 and hasattr(os, "posix_fadvise"):  # many short reads: let the disk see them all at once
+            length = (rect.c1 - rect.c0) * item
+            for k in range(rows):
+                os.posix_fadvise(file.fd, start + k * step, length, os.POSIX_FADV_WILLNEED)
+        for k in range(rows):
+            part = array[k : k + 1] if step else array
+            at = start + k * step
             if not reading:
                 file.write(part, at)
             elif file.read(part, at) < part.nbytes:

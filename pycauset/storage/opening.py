@@ -60,7 +60,7 @@ def open_store(path: str | os.PathLike[str]) -> TileStore:
     text = os.fspath(path)
     if "://" in text:
         return open_zarr(text)
-    place = Path(text).expanduser()
+    place = Path(text).expanduser().absolute()
     try:
         if place.is_dir():
             return _open_folder(place)
@@ -81,7 +81,7 @@ def open_store(path: str | os.PathLike[str]) -> TileStore:
     if head.startswith(_ZIP_MAGIC):
         if place.suffix == ".npz":
             raise StoreError(f"{place} is an archive of arrays; load the one you need with np.load(path)['name']")
-        return open_zarr(text)
+        return open_zarr(os.fspath(place))
     raise StoreError(f"{place} is no matrix that pycauset can open: it is neither a Zarr array nor a .npy file")
 
 
@@ -140,6 +140,8 @@ def as_store(array: Any) -> TileStore:
         return ArrayStore(array)
     if isinstance(array, (str, os.PathLike)):
         raise DtypeError(f"{array!r} is a path; open it with open_store(path)")
+    if type(array).__module__.partition(".")[0] == "h5py" and not array:
+        raise StoreError(f"{array!r}: its HDF5 file is closed; open it again and pass the new dataset")
     if not (hasattr(array, "shape") and hasattr(array, "dtype") and hasattr(array, "__getitem__")):
         raise DtypeError(
             f"a {type(array).__module__}.{type(array).__qualname__} is no array: it needs shape, dtype and [rows, columns]; "
@@ -222,7 +224,7 @@ def create_store(
     >>> open_store(path).attributes
     {'origin': 'docs'}
     """
-    place = Path(path).expanduser()
+    place = Path(path).expanduser().absolute()  # it must not move if the process changes its folder
     size = (int(shape[0]), int(shape[1]))
     if place.suffix == ".npy":
         check_options(chunks, checksum, structure)

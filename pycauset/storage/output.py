@@ -7,9 +7,9 @@ itself) tells a living output from one whose process died; the next output of th
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
-import secrets
 import shutil
 import threading
 import time
@@ -37,9 +37,9 @@ def check_space(folder: str, needed: int, what: str) -> None:
 
 
 def free_bytes(folder: str) -> int:
-    """Bytes that this user may still write on a folder's file system."""
+    """Bytes that this user may still write on a folder's file system (2⁶³ where it does not tell)."""
     status = os.statvfs(folder)
-    return status.f_bavail * status.f_frsize
+    return status.f_bavail * status.f_frsize if status.f_blocks else 2**63
 
 
 def full_error(folder: str, needed: int, free: int, what: str) -> StoreFullError:
@@ -73,7 +73,7 @@ def check_target(path: Path, overwrite: bool) -> None:
 
 def hidden_sibling(target: Path) -> Path:
     """A fresh hidden name beside ``target``."""
-    return target.with_name(f".{target.name}.partial-{os.getpid()}-{secrets.token_hex(4)}")
+    return target.with_name(f".{target.name}.partial-{os.getpid()}-{os.urandom(4).hex()}")
 
 
 def lock(fd: int) -> bool:
@@ -121,6 +121,9 @@ def fsync_folder(folder: str) -> None:
     fd = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(fd)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems sync names at once
+            raise
     finally:
         os.close(fd)
 
@@ -195,6 +198,12 @@ class Reserve:
             self._owed -= nbytes  # the tile counts once more when it lands
             return self._left < before
 
+    def release(self) -> None:
+        """All tiles are there: give the rest back, so that the metadata find room; the lock stays."""
+        with self._lock:
+            self._owed = self._left
+            self._shrink()
+
     def _shrink(self) -> None:
         left = max(0, self._left - max(0, self._owed))
         if left < self._left and self._fd >= 0:
@@ -240,10 +249,10 @@ class OutputFolder:
             os.rename(self.target, old)
         try:
             os.rename(self.path, self.target)
-        except OSError as error:
-            if old is not None:
+        except BaseException as error:
+            if old is not None and not os.path.lexists(self.target):
                 os.rename(old, self.target)
-            if os.path.lexists(self.target):
+            elif isinstance(error, OSError) and os.path.lexists(self.target):
                 raise StoreExistsError(
                     f"{self.target} appeared while it was being made; remove it or choose another name"
                 ) from error
@@ -261,5 +270,9 @@ class OutputFolder:
 
 def remove_tree(path: str, pid: int) -> None:
     """Remove a folder, unless this is a forked child of the process that made it."""
-    if os.getpid() == pid:
+    if os.getpid() != pid:
+        return
+    for _ in range(3):  # a tile that another thread was just finishing can get in between
         shutil.rmtree(path, ignore_errors=True)
+        if not os.path.lexists(path):
+            return

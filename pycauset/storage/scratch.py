@@ -9,8 +9,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import secrets
-import tempfile
 import threading
 import weakref
 from pathlib import Path
@@ -40,6 +38,8 @@ def scratch_folder() -> Path:
     StorePermissionError, StoreError
         If it cannot be made.
     """
+    import tempfile  # not needed by those who never make one
+
     root = config.get("scratch") or Path(tempfile.gettempdir())
     key = (root.absolute(), os.getpid())
     with _guard:
@@ -55,7 +55,7 @@ def scratch_folder() -> Path:
 def _new_folder(root: Path) -> Path:
     root.mkdir(parents=True, exist_ok=True)
     _sweep(root)
-    folder = root / f"{_PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
+    folder = root / f"{_PREFIX}{os.getpid()}-{os.urandom(4).hex()}"
     folder.mkdir(mode=0o700)
     # Locked before it has the name that others look for, so nobody sees it free.
     newborn = folder / f".{_LOCK}"
@@ -116,7 +116,7 @@ def scratch_store(
     >>> folder.exists()
     False
     """
-    path = scratch_folder() / f"{secrets.token_hex(8)}.zarr"
+    path = scratch_folder() / f"{os.urandom(8).hex()}.zarr"
     store = ZarrStore.create(path, shape, dtype, chunks=chunks, structure=structure)
     weakref.finalize(store, _remove, os.fspath(path), os.getpid())
     return store

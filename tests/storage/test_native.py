@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from pycauset.errors import DtypeError, ShapeError, StorePermissionError
 from pycauset.storage import TileStore, ZarrStore, aligned_empty, create_store, default_chunks, open_store
 from pycauset.storage import chunkfile as chunkfile_module
-from pycauset.storage.native import count_stored, stored_bytes
 from pycauset.storage.base import stored_chunk
+from pycauset.storage.native import count_stored, stored_bytes
 from pycauset.tiling import Rect, chunk_grid
 
 DTYPES = ["float32", "float64", "complex64", "complex128", "bool", "int32", "int64"]
@@ -148,7 +148,7 @@ def test_we_read_what_the_zarr_library_writes_uncompressed(case: tuple, plain_bo
 @FEW
 def test_straight_and_stepwise_paths_write_the_same_bytes(case: tuple, offset: int) -> None:
     """The straight path is skipped work: an aligned array and one a few elements off give equal files and equal data."""
-    m, n, h, w, dtype, checksum, seed = case
+    m, _, h, w, dtype, checksum, seed = case
     h, w = 16 * h, 8 * w  # some of these chunks are whole blocks, some are not
     a = random_matrix((min(m, h), w), dtype, seed)
     aligned = aligned_empty(a.shape, a.dtype)
@@ -219,7 +219,9 @@ def test_one_triangle_is_stored_and_the_whole_is_read(tmp_path: Path, structure:
         "lower": lambda: np.tril(g),
         "upper": lambda: np.triu(g),
         "symmetric": lambda: np.where(np.tri(n, dtype=bool), g, g.T),
-        "hermitian": lambda: np.where(np.tri(n, k=-1, dtype=bool), g, np.where(np.eye(n, dtype=bool), g.real.astype(g.dtype), g.conj().T)),
+        "hermitian": lambda: np.where(
+            np.tri(n, k=-1, dtype=bool), g, np.where(np.eye(n, dtype=bool), g.real.astype(g.dtype), g.conj().T)
+        ),
         "skew": lambda: np.where(np.tri(n, k=-1, dtype=bool), g, np.where(np.eye(n, dtype=bool), g.dtype.type(0), -g.T)),
     }[structure]()
     store = create_store(tmp_path / "a.zarr", (n, n), dtype, chunks=(h, h), structure=structure, checksum=checksum)
@@ -267,7 +269,9 @@ def test_writing_only_the_missing_triangle_is_refused(tmp_path: Path) -> None:
         store.write(Rect(0, 4, 4, 8), np.zeros((4, 4)))
 
 
-@given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 50), st.integers(1, 50), st.sampled_from(["full", "lower", "upper"]))
+@given(
+    st.integers(1, 300), st.integers(1, 300), st.integers(1, 50), st.integers(1, 50), st.sampled_from(["full", "lower", "upper"])
+)
 @FEW
 def test_stored_chunks_are_counted_in_closed_form(m: int, n: int, h: int, w: int, structure: str) -> None:
     rows, cols = chunk_grid((m, n), (h, w))

@@ -1,0 +1,458 @@
+"""The command line: ``pycauset audit | plan | matmul | stress | convert | info``.
+
+Exit codes: 0 for success, 1 for work that failed, 2 for input that cannot be right, 130 after Ctrl-C, 143 after SIGTERM.
+What goes wrong is one line on standard error; ``PYCAUSET_DEBUG=1`` shows the whole traceback instead.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from time import perf_counter
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from pycauset import errors
+from pycauset.units import format_bytes, format_flops, format_rate, format_seconds, parse_bytes
+
+if TYPE_CHECKING:
+    from pycauset.hardware.profile import HardwareProfile
+    from pycauset.solver import Factor, SolverPlan
+    from pycauset.storage import TileStore
+
+__all__ = ["app", "main"]
+
+_BAD_INPUT = (
+    errors.BackendError,
+    errors.ConfigError,
+    errors.DtypeError,
+    errors.MemoryLimitError,
+    errors.OverlapError,
+    errors.ShapeError,
+    errors.StoreExistsError,
+    errors.StoreNotFoundError,
+    errors.StorePermissionError,
+)
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM: whoever stops cleanly on Ctrl-C stops cleanly on this."""
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    raise _Terminated
+
+
+class _Group(TyperGroup):
+    """Turns whatever a command raises into one line and an exit code."""
+
+    def main(self, *args: Any, **kwargs: Any) -> NoReturn:
+        main_thread = threading.current_thread() is threading.main_thread()
+        before = signal.signal(signal.SIGTERM, _terminate) if main_thread else None
+        try:
+            with warnings.catch_warnings():
+                warnings.showwarning = _show_warning
+                code = self._run(args, {**kwargs, "standalone_mode": False})
+        finally:
+            if main_thread:
+                signal.signal(signal.SIGTERM, before)
+        sys.exit(code)
+
+    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+        try:
+            code = super().main(*args, **kwargs)
+            sys.stdout.flush()
+            return code if isinstance(code, int) else 0
+        except BrokenPipeError:
+            # The reader has seen enough. Nobody may flush into the closed pipe once more when Python exits.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        except (Exception, KeyboardInterrupt) as error:
+            cause = error.__cause__ if isinstance(error, typer.Abort) else error  # Ctrl-C arrives wrapped
+            if isinstance(cause, _Terminated):
+                _complain("terminated; the inputs are untouched and no output was left")
+                return 128 + signal.SIGTERM
+            if isinstance(cause, KeyboardInterrupt):
+                _complain("interrupted; the inputs are untouched and no output was left")
+                return 128 + signal.SIGINT
+            if os.environ.get("PYCAUSET_DEBUG", "") not in ("", "0"):
+                raise
+            if type(error).__name__ == "NoArgsIsHelpError":
+                print(error, file=sys.stderr)
+                return 2
+            if hasattr(error, "format_message"):  # the command line itself is wrong
+                _complain(error.format_message())
+                return 2
+            if isinstance(error, errors.PycausetError):
+                _complain(str(error))
+                return 2 if isinstance(error, _BAD_INPUT) else 1
+            _complain(f"{type(error).__name__}: {error} (PYCAUSET_DEBUG=1 shows where)")
+            return 1
+
+
+def _complain(text: str) -> None:
+    print("pycauset: " + " ".join(text.split()), file=sys.stderr, flush=True)
+
+
+def _show_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: object = None, line: str | None = None
+) -> None:
+    _complain(f"warning: {message}")
+
+
+app = typer.Typer(
+    cls=_Group,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Dense linear algebra for matrices larger than GPU memory and larger than RAM.",
+)
+
+
+def main() -> NoReturn:
+    """Run the command line of this process; the entry point ``pycauset``."""
+    app(prog_name="pycauset")
+    raise SystemExit  # not reached: the group exits
+
+
+class _Backend(StrEnum):
+    AUTO = "auto"
+    CPU = "cpu"
+    GPU = "gpu"
+
+
+def _size(text: str) -> int:
+    """A size option; typer names the option in front of the complaint."""
+    try:
+        nbytes = parse_bytes(text)
+    except errors.ConfigError as error:
+        raise typer.BadParameter(str(error)) from None
+    if nbytes == 0:
+        raise typer.BadParameter(f"{text!r} leaves no memory at all; give a size such as '512MB'")
+    return nbytes
+
+
+def _sides(text: str) -> tuple[int, int]:
+    try:
+        rows, cols = (int(side) for side in text.lower().replace(",", "x").split("x"))
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is no pair of sides; write rows x columns, such as 1024x1024") from None
+    if min(rows, cols) < 1:
+        raise typer.BadParameter(f"{text!r} has a side below 1")
+    return rows, cols
+
+
+_Memory = Annotated[int | None, typer.Option(parser=_size, metavar="SIZE", help="Host memory limit, such as 2GB.")]
+_GpuMemory = Annotated[int | None, typer.Option(parser=_size, metavar="SIZE", help="GPU memory limit, such as 8GB.")]
+_BackendOption = Annotated[_Backend, typer.Option(help="Device that computes.")]
+_TransposeA = Annotated[bool, typer.Option("--transpose-a", help="Use the transpose of A.")]
+_TransposeB = Annotated[bool, typer.Option("--transpose-b", help="Use the transpose of B.")]
+_Checksum = Annotated[bool, typer.Option("--checksum", help="Append a crc32c checksum to each chunk.")]
+_Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing matrix.")]
+_NoProgress = Annotated[bool, typer.Option("--no-progress", help="No progress bar, on a terminal either.")]
+_A = Annotated[Path, typer.Argument(metavar="A", help="Zarr array or .npy file.")]
+_B = Annotated[Path, typer.Argument(metavar="B", help="Zarr array or .npy file.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            print(f"pycauset {version('pycauset')}")
+        except PackageNotFoundError:  # run from a checkout that is not installed
+            print("pycauset (not installed)")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Dense linear algebra for matrices larger than GPU memory and larger than RAM."""
+
+
+def _print_table(rows: list[tuple[str, str]]) -> None:
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        print(f"{name:<{width}}  {value}")
+
+
+# -- audit -------------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def audit(
+    force: Annotated[bool, typer.Option("--force", help="Measure again even if a valid profile is cached.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the whole profile as JSON.")] = False,
+) -> None:
+    """Measure this machine once (a few seconds), and show what was found."""
+    from pycauset.devices.audit import load_profile
+
+    profile = load_profile(force=force)
+    if json:
+        print(profile.model_dump_json(indent=2))
+        return
+    _print_table(_audit_rows(profile))
+    print()
+    _print_rates(profile)
+
+
+def _audit_rows(profile: HardwareProfile) -> list[tuple[str, str]]:
+    from pycauset.hardware.cache import profile_path
+
+    cpu, gpu, disk = profile.cpu, profile.gpu, profile.disk
+    rows = [
+        ("CPU", f"{cpu.name}, {cpu.cores} cores"),
+        ("  RAM", format_bytes(profile.ram_total)),
+        ("  copy", f"{format_rate(cpu.copy_bandwidth)} one thread, {format_rate(cpu.copy_bandwidth_all)} all"),
+        ("  first touch", format_rate(cpu.first_touch_bandwidth)),
+        ("GPU", "none" if gpu is None else f"{gpu.name}, compute capability {gpu.compute_capability}"),
+    ]
+    if gpu is not None:
+        rows += [
+            ("  memory", format_bytes(gpu.memory)),
+            ("  to it", f"{format_rate(gpu.h2d_pinned)} pinned, {format_rate(gpu.h2d_pageable)} pageable"),
+            ("  from it", f"{format_rate(gpu.d2h_pinned)} pinned, {format_rate(gpu.d2h_pageable)} pageable"),
+            ("  both ways", f"{format_rate(gpu.duplex_pinned)} pinned"),
+            ("  launch", format_seconds(gpu.launch_seconds)),
+        ]
+    rows += [
+        ("disk", disk.folder + (" (assumed: it cannot be written)" if disk.assumed else "")),
+        ("  read", format_rate(disk.read_bandwidth)),
+        ("  write", format_rate(disk.write_bandwidth)),
+        ("  direct I/O", "yes" if disk.direct else "no"),
+        ("measured", f"{profile.measured_at}, in {format_seconds(profile.audit_seconds)}"),
+        ("profile", str(profile_path())),
+    ]
+    return rows
+
+
+def _print_rates(profile: HardwareProfile) -> None:
+    """Products of n × n matrices: a column for each element type."""
+    from pycauset.hardware import DTYPES
+
+    for kind, device in (("CPU", profile.cpu), ("GPU", profile.gpu)):
+        if device is None:
+            continue
+        print(f"{kind + ' n':>10}" + "".join(f"{name:>16}" for name in DTYPES))
+        curves = {name: {point.n: point.flops for point in device.gemm[name]} for name in DTYPES}
+        for n in sorted({n for curve in curves.values() for n in curve}):
+            cells = (format_flops(curves[name][n]) if n in curves[name] else "" for name in DTYPES)
+            print(f"{n:>10}" + "".join(f"{cell:>16}" for cell in cells))
+
+
+# -- plan and matmul ---------------------------------------------------------------------------------------------------
+
+
+def _factors(a: Path, b: Path, transpose_a: bool, transpose_b: bool) -> tuple[Factor, Factor]:
+    from pycauset.solver import Factor
+    from pycauset.storage import open_store
+
+    return Factor(open_store(a), "T" if transpose_a else "N"), Factor(open_store(b), "T" if transpose_b else "N")
+
+
+def _solve(a: Factor, b: Factor, memory: int | None, gpu_memory: int | None) -> SolverPlan:
+    from pycauset import solver
+
+    return solver.plan("matmul", a, b, out_on_disk=True, memory=memory, gpu_memory=gpu_memory)
+
+
+@app.command()
+def plan(
+    a: _A,
+    b: _B,
+    transpose_a: _TransposeA = False,
+    transpose_b: _TransposeB = False,
+    memory: _Memory = None,
+    gpu_memory: _GpuMemory = None,
+    backend: _BackendOption = _Backend.AUTO,
+) -> None:
+    """Explain how A times B would be computed, without computing it: seconds, bytes, memory, and why."""
+    from pycauset import cuda
+
+    with cuda.force_backend(backend.value):
+        print(_solve(*_factors(a, b, transpose_a, transpose_b), memory, gpu_memory).explain())
+
+
+@app.command()
+def matmul(
+    a: _A,
+    b: _B,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="C", help="Zarr folder or .npy file for the product.")],
+    transpose_a: _TransposeA = False,
+    transpose_b: _TransposeB = False,
+    memory: _Memory = None,
+    gpu_memory: _GpuMemory = None,
+    backend: _BackendOption = _Backend.AUTO,
+    checksum: _Checksum = False,
+    overwrite: _Overwrite = False,
+    no_progress: _NoProgress = False,
+) -> None:
+    """Multiply A by B under memory limits and write the product to C."""
+    from pycauset import cuda, solver
+    from pycauset.storage import create_store
+
+    first, second = _factors(a, b, transpose_a, transpose_b)
+    with cuda.force_backend(backend.value):
+        solution = _solve(first, second, memory, gpu_memory)
+        route = solution.route  # raises, with the numbers, if there is none
+        layout = solution.layout
+        native: dict[str, Any] = {} if output.suffix == ".npy" else {"chunks": layout.chunks, "structure": layout.structure}
+        with _replaceable(
+            lambda: create_store(output, layout.shape, layout.dtype, checksum=checksum, overwrite=overwrite, **native)
+        ) as product:
+            begin = perf_counter()
+            solver.multiply(
+                first,
+                second,
+                out=product,
+                memory=memory,
+                gpu_memory=gpu_memory,
+                progress=False if no_progress else None,
+            )
+            seconds = perf_counter() - begin
+    rows, cols = layout.shape
+    _print_table(
+        [
+            ("product", f"{output} ({rows} × {cols} {layout.dtype})"),
+            ("route", route.name),
+            ("time", format_seconds(seconds)),
+            ("rate", format_flops(solution.flops / seconds)),
+        ]
+    )
+
+
+def _replaceable(create: Callable[[], TileStore]) -> TileStore:
+    """The new output; the remedy in the words of the command line."""
+    try:
+        return create()
+    except errors.StoreExistsError as error:
+        raise errors.StoreExistsError(str(error).replace("overwrite=True", "--overwrite")) from error
+
+
+# -- stress ------------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def stress(
+    size: Annotated[
+        int, typer.Option(parser=_size, metavar="SIZE", help="Bytes of one operand.", show_default="1.6GB")
+    ] = 1_600_000_000,
+    memory: Annotated[
+        int | None, typer.Option(parser=_size, metavar="SIZE", help="Host memory limit; a quarter of the size if omitted.")
+    ] = None,
+    gpu_memory: _GpuMemory = None,
+    dtype: Annotated[str, typer.Option(help="float32, float64, complex64 or complex128.")] = "float64",
+    op: Annotated[str, typer.Option(help="matmul")] = "matmul",
+    seed: Annotated[int, typer.Option(min=0, help="Of the operands and of the check.")] = 0,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Folder for the product.", show_default="scratch folder")
+    ] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the product in the output folder.")] = False,
+    backend: _BackendOption = _Backend.AUTO,
+    no_progress: _NoProgress = False,
+) -> None:
+    """Multiply two generated matrices bigger than the memory limit, check the product, and show time, bytes and memory."""
+    from pycauset import cuda
+    from pycauset.stress import stress as run
+
+    with cuda.force_backend(backend.value):
+        result = run(
+            size,
+            memory,
+            gpu_memory,
+            dtype=dtype,
+            op=op,
+            seed=seed,
+            output=output,
+            keep=keep,
+            progress=False if no_progress else None,
+        )
+    _print_table(result.rows())
+    if not result.correct:
+        _complain(f"the product is wrong: its scaled residual is {result.residual:.3g}; please report this with the table above")
+    if not result.within_limits:
+        _complain("the memory limit was exceeded; please report this with the table above")
+    if not result.passed:
+        raise typer.Exit(1)
+
+
+# -- files -------------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="Zarr array or .npy file.")],
+    target: Annotated[Path, typer.Argument(metavar="DST", help="Zarr folder, or a .npy file by its suffix.")],
+    dtype: Annotated[str | None, typer.Option(help="Element type of the copy.")] = None,
+    chunks: Annotated[
+        tuple[int, int] | None, typer.Option(parser=_sides, metavar="ROWSxCOLS", help="Chunks of the copy, such as 1024x1024.")
+    ] = None,
+    checksum: _Checksum = False,
+    overwrite: _Overwrite = False,
+    no_progress: _NoProgress = False,
+) -> None:
+    """Copy a matrix to another format, element type or chunk shape, piece by piece."""
+    from pycauset.copying import copy_store
+    from pycauset.storage import open_store
+
+    begin = perf_counter()
+    store = open_store(source)
+    _replaceable(
+        lambda: copy_store(
+            store,
+            target,
+            dtype=dtype,
+            chunks=chunks,
+            checksum=checksum,
+            overwrite=overwrite,
+            progress=False if no_progress else None,
+        )
+    )
+    seconds = perf_counter() - begin
+    _print_table(
+        [
+            ("copied", f"{source} to {target}"),
+            ("time", format_seconds(seconds)),
+            ("rate", format_rate(store.nbytes / seconds)),
+        ]
+    )
+
+
+@app.command()
+def info(path: Annotated[Path, typer.Argument(metavar="PATH", help="Zarr array or .npy file.")]) -> None:
+    """Show what a matrix on disk is: shape, element type, chunks, structure, properties."""
+    from pycauset.storage import NpyStore, ZarrStore, open_store
+
+    store = open_store(path)
+    rows = [
+        ("matrix", str(path)),
+        ("format", "Zarr v3, native" if isinstance(store, ZarrStore) else ".npy" if isinstance(store, NpyStore) else "Zarr"),
+        ("shape", f"{store.shape[0]} × {store.shape[1]}"),
+        ("element type", str(store.dtype)),
+        ("size", f"{format_bytes(store.nbytes)} ({store.nbytes} bytes) in RAM"),
+        ("chunks", f"{store.chunks[0]} × {store.chunks[1]}"),
+        ("structure", store.structure),
+    ]
+    if isinstance(store, ZarrStore):
+        rows.append(("checksum", "crc32c" if store.checksum else "none"))
+    rows += [(str(name), str(value)) for name, value in sorted(store.attributes.items())]
+    _print_table(rows)
+
+
+if __name__ == "__main__":
+    main()

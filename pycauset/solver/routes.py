@@ -1,0 +1,246 @@
+"""The cost model: every way to compute a product on this machine, its predicted seconds, bytes and memory.
+
+In core the seed's equation holds, with the rate as a function of size::
+
+    T_gpu = bytes / BW_link + ops / FLOPS_gpu(n) + T_latency        T_cpu = ops / FLOPS_cpu(n)
+
+Streamed, each stage (disk, upload, compute, download) takes its bytes or operations over its rate, the stages overlap, and
+the slowest counts, plus filling and draining the pipeline. The rule is strict: the least predicted time wins.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from pycauset.devices.base import Device
+from pycauset.devices.rates import Place, Rates
+from pycauset.drivers.matmul import MatmulDriver
+from pycauset.drivers.matmul_plan import MatmulLimits, MatmulPlan
+from pycauset.errors import BackendError, MemoryLimitError
+from pycauset.hardware.profile import HardwareProfile
+from pycauset.solver.factor import Factor, Layout
+from pycauset.storage import TileStore
+from pycauset.tiling import Rect
+from pycauset.units import format_bytes, format_flops, format_rate, format_seconds
+
+__all__ = ["Limits", "Route", "SolverPlan", "in_memory", "matmul_routes"]
+
+#: Starting lanes and planning: what a streamed product costs before its first tile.
+_STREAM_START = {"cpu": 2e-3, "gpu": 4e-3}
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bytes that one operation may take: on the host, of it pinned, and on the GPU."""
+
+    host: int
+    pinned: int
+    device: int
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One way to compute the product, or the reason why it cannot be taken (then ``seconds`` is infinite)."""
+
+    name: str
+    device: str
+    streamed: bool
+    seconds: float
+    stages: tuple[tuple[str, float], ...] = ()
+    host_bytes: int = 0
+    device_bytes: int = 0
+    refused: str = ""
+    plan: MatmulPlan | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class SolverPlan:
+    """The chosen route and the ones that lost.
+
+    Attributes
+    ----------
+    routes : tuple of Route
+        All routes, the fastest first.
+    flops : float
+        Floating-point operations of the product.
+    """
+
+    operation: str
+    layout: Layout
+    depth: int
+    routes: tuple[Route, ...]
+    flops: float
+    forced: str = "auto"
+
+    @property
+    def route(self) -> Route:
+        """The route that will be taken.
+
+        Raises
+        ------
+        MemoryLimitError, BackendError
+            If none can; the message gives every route's reason.
+        """
+        best = self.routes[0]
+        if best.refused:
+            reasons = "; ".join(f"{route.name}: {route.refused}" for route in self.routes)
+            kind = MemoryLimitError if any(route.plan is None and "memory" in route.refused for route in self.routes) else BackendError
+            raise kind(f"{self.operation} of shape {self.layout.shape} has no way through: {reasons}")
+        return best
+
+    @property
+    def seconds(self) -> float:
+        """Predicted seconds of the chosen route."""
+        return self.route.seconds
+
+    def explain(self) -> str:
+        """Predicted seconds, bytes on each link against the lower bound, memory, and why this route won."""
+        m, n = self.layout.shape
+        best = self.route
+        lines = [
+            f"{self.operation}: ({m}, {self.depth}) @ ({self.depth}, {n}) -> {self.layout.dtype}, computed in {self.layout.compute} by {self.layout.kernel}",
+            f"route: {best.name}, about {format_seconds(best.seconds)} ({format_flops(self.flops / best.seconds if best.seconds else 0)})",
+        ]
+        if best.stages:
+            lines.append("stages: " + ", ".join(f"{name} {format_seconds(s)}" for name, s in best.stages if s > 0) + " (overlapped: the longest counts)")
+        plan = best.plan
+        if plan is not None:
+            tile_m, tile_n, tile_k = plan.tile
+            lines.append(
+                f"tiles: C {tile_m} × {tile_n}, depth {tile_k}; block of {plan.block[0]} × {plan.block[1]} tiles resident, "
+                f"{plan.blocks[0]} × {plan.blocks[1]} blocks, {plan.tasks} tasks"
+            )
+            link = "disk" if plan.unified else "PCIe"
+            if plan.link_bytes:
+                lines.append(
+                    f"{link}: {format_bytes(plan.link_bytes)}, {plan.link_bytes / plan.bound:.2f} × the lower bound with every input read "
+                    f"and the output written once ({format_bytes(plan.bound)})"
+                )
+            if not plan.unified and plan.disk_read + plan.disk_write:
+                lines.append(f"disk: {format_bytes(plan.disk_read)} read, {format_bytes(plan.disk_write)} written")
+        lines.append(f"memory: {format_bytes(best.host_bytes)} host" + (f", {format_bytes(best.device_bytes)} GPU" if best.device_bytes else ""))
+        why = "forced" if self.forced != "auto" else "the least predicted time"
+        others = [
+            f"{r.name} {'cannot: ' + r.refused if r.refused else format_seconds(r.seconds)}" for r in self.routes[1:]
+        ]
+        lines.append(f"why: {why}" + ("; " + "; ".join(others) if others else ""))
+        return "\n".join(lines)
+
+
+def in_memory(store: TileStore) -> np.ndarray[Any, Any] | None:
+    """The store's elements as an array, if they lie in this process's memory."""
+    return store.view(Rect(0, store.shape[0], 0, store.shape[1]))
+
+
+def matmul_routes(
+    a: Factor,
+    b: Factor,
+    layout: Layout,
+    driver: MatmulDriver,
+    *,
+    out_in_ram: bool,
+    new_output: bool,
+    profile: HardwareProfile,
+    cpu: Device,
+    gpu: Device | None,
+    gpu_cold: bool,
+    limits: Limits,
+    backend: str,
+) -> tuple[Route, ...]:
+    """Every route with its predicted seconds, the fastest first."""
+    m, n = layout.shape
+    k = a.shape[1]
+    stores = (a.store, b.store)
+    dtype = layout.compute
+    size = dtype.itemsize
+    # Bytes that in-core work adds: operands that are not yet arrays of the computing type, and the result.
+    loads = sum(_elements(s) * size for s in stores if in_memory(s) is None or s.dtype != dtype)
+    fresh = m * n * size if new_output or not out_in_ram or layout.dtype != dtype else 0
+    disk = sum(s.nbytes for s in stores if in_memory(s) is None)
+    disk_seconds = disk / profile.disk.read_bandwidth + (0 if out_in_ram else m * n * layout.dtype.itemsize / profile.disk.write_bandwidth)
+    touch = fresh / profile.cpu.first_touch_bandwidth if fresh > 1 << 20 else 0.0
+    convert = loads / profile.cpu.copy_bandwidth
+    routes = []
+    flops = (8.0 if dtype.kind == "c" else 2.0) * m * n * k
+    half = 0.5 if layout.kernel == "rank_k" else 1.0
+
+    if loads + fresh > limits.host:
+        routes.append(_refuse("NumPy in core", "cpu", f"its arrays take {format_bytes(loads + fresh)} of memory, the limit leaves {format_bytes(limits.host)}"))
+    else:
+        seconds = profile.gemm_seconds("cpu", dtype, m, n, k) * half + touch + convert + disk_seconds
+        routes.append(Route("NumPy in core", "cpu", False, seconds, (("compute", flops * half), ("disk", disk_seconds))[:0], host_bytes=loads + fresh))
+    best = min(route.seconds for route in routes)
+    routes.append(_streamed("streamed NumPy", cpu, driver, profile, dtype, limits, flops * half, 0.0, best))
+    if profile.gpu is not None and gpu is not None:
+        start = profile.gpu.start_seconds if gpu_cold else 0.0
+        device_need = size * (_elements(a.store) + _elements(b.store) + m * n)
+        if device_need > limits.device:
+            routes.append(_refuse("CuPy in core", "gpu", f"its arrays take {format_bytes(device_need)} of GPU memory, the limit leaves {format_bytes(limits.device)}"))
+        elif loads + fresh > limits.host:
+            routes.append(_refuse("CuPy in core", "gpu", f"its arrays take {format_bytes(loads + fresh)} of memory, the limit leaves {format_bytes(limits.host)}"))
+        else:
+            up = sum(profile.transfer_seconds("h2d", _elements(s) * size, gpu.reaches(s, dtype)) for s in stores)
+            down = profile.transfer_seconds("d2h", m * n * size, False)
+            compute = profile.gemm_seconds("gpu", dtype, m, n, k)
+            routes.append(
+                Route(
+                    "CuPy in core",
+                    "gpu",
+                    False,
+                    up + down + compute + touch + convert + disk_seconds + start + 3 * profile.gpu.launch_seconds,
+                    (("upload", up), ("compute", compute), ("download", down)),
+                    host_bytes=loads + fresh,
+                    device_bytes=device_need,
+                )
+            )
+        best = min((route.seconds for route in routes if backend in ("auto", route.device)), default=float("inf"))
+        routes.append(_streamed("streamed CuPy", gpu, driver, profile, dtype, limits, flops * half, start, best))
+    elif backend == "gpu":
+        routes.append(_refuse("CuPy", "gpu", "there is no usable GPU; call pycauset.cuda.info() for the reason"))
+    if backend != "auto":
+        routes = [route for route in routes if route.device == backend]
+    return tuple(sorted(routes, key=lambda route: route.seconds))
+
+
+def _elements(store: TileStore) -> int:
+    return store.shape[0] * store.shape[1]
+
+
+def _refuse(name: str, device: str, reason: str) -> Route:
+    return Route(name, device, False, float("inf"), refused=reason)
+
+
+def _streamed(
+    name: str, device: Device, driver: MatmulDriver, profile: HardwareProfile, dtype: np.dtype[Any], limits: Limits, flops: float, start: float, best: float
+) -> Route:
+    # Planning takes milliseconds: not worth it where even the fastest kernel, fed for nothing, would lose.
+    least = _STREAM_START[device.kind] + start + flops / profile.gemm_rate(device.kind, dtype.name, 1e9)  # type: ignore[arg-type]
+    if least > best:
+        return Route(name, device.kind, True, least)
+    places: set[Place] = set()
+    for store in driver.stores:
+        if not device.reaches(store, dtype):
+            places.add("ram" if in_memory(store) is not None else "disk")
+    rates = Rates(profile, device.kind, dtype, places or {"pinned"})
+    try:
+        plan = driver.plan(device, _slot_limits(device, limits, places), rates)
+    except MemoryLimitError as error:
+        return _refuse(name, device.kind, str(error))
+    seconds = plan.seconds + _STREAM_START[device.kind] + plan.tasks * 4e-5 * (not plan.unified) + start
+    if not device.unified and profile.gpu is not None and not (places <= {"pinned"}):
+        seconds += plan.host_bytes / profile.gpu.pin_bandwidth
+    host = plan.device_bytes if plan.unified else plan.host_bytes
+    return Route(name, device.kind, True, seconds, plan.stages, host, 0 if plan.unified else plan.device_bytes, plan=plan)
+
+
+def _slot_limits(device: Device, limits: Limits, places: set[Place]) -> MatmulLimits:
+    """What slots may take. Operands in RAM are only staged: caching what RAM holds already would waste pinned memory."""
+    if device.unified:
+        return MatmulLimits(limits.host)
+    host = min(limits.host, limits.pinned) if limits.pinned >= 64 << 20 else limits.host
+    if "disk" not in places:
+        host = min(host, 1 << 30)
+    return MatmulLimits(limits.device, host)

@@ -1,0 +1,138 @@
+"""Every test runs in a home and scratch folder of its own, with a made-up hardware profile, and must leave nothing behind."""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PROFILES = ROOT / "profiles"
+
+hypothesis.settings.register_profile(
+    "pycauset",
+    deadline=None,  # no test measures time
+    print_blob=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.function_scoped_fixture],
+)
+hypothesis.settings.load_profile("pycauset")
+
+
+# ---- the machine that tests see -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home folder whose cached profile fits this machine, so that no test waits for the audit."""
+    folder = tmp_path_factory.mktemp("home")
+    folder.chmod(0o700)
+    source = PROFILES / "no_gpu.json"
+    if source.exists():
+        from pycauset.hardware import fingerprint, load_machine
+        from pycauset.hardware.cache import write_profile
+
+        profile = load_machine(source).profile
+        disk = profile.disk.model_copy(update={"folder": str(folder)})
+        profile = profile.model_copy(update={"fingerprint": fingerprint(), "disk": disk})
+        assert write_profile(folder / "hardware_profile.json", profile) is None
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def isolated(home: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Settings start from their defaults, the cached profile is the made-up one, scratch files go to a folder of the test."""
+    from pycauset import config
+
+    scratch = tmp_path_factory.mktemp("scratch")
+    for setting in config.SETTINGS.values():
+        monkeypatch.delenv(setting.env, raising=False)
+    monkeypatch.setenv("PYCAUSET_HOME", str(home))
+    monkeypatch.setenv("PYCAUSET_SCRATCH", str(scratch))
+    monkeypatch.setattr(config, "_configured", {})
+    yield scratch
+
+
+# ---- nothing is left behind ---------------------------------------------------------------------------------------
+
+
+def _threads() -> set[str]:
+    return {f"{thread.name} ({thread.ident})" for thread in threading.enumerate() if thread.name.startswith("pycauset-")}
+
+
+def _tickets() -> set[str]:
+    module = sys.modules.get("pycauset.governor.governor")
+    if module is None or module._process_governor is None:
+        return set()
+    return {f"{h.owner}: {h.kind} {h.nbytes} bytes (ticket {h.serial})" for h in module._process_governor.outstanding()}
+
+
+def _without_caches() -> set[str]:
+    """Tickets that are left when what is only kept for later use has been given back and garbage has been collected."""
+    if _tickets():
+        gc.collect()
+        for kind in ("device", "pinned", "host"):
+            sys.modules["pycauset.governor.governor"]._process_governor.reclaim(kind)
+    return _tickets()
+
+
+def _settled(look: Callable[[], set[str]], before: set[str], seconds: float = 5.0) -> set[str]:
+    """What `look` finds beyond `before`, after threads that are about to end have had their time."""
+    until = time.monotonic() + seconds
+    while (left := look() - before) and time.monotonic() < until:
+        gc.collect()
+        time.sleep(0.02)
+    return left
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[Any]) -> Any:
+    report = yield
+    if report.when == "call":
+        item.stash[_failed] = report.failed
+    return report
+
+
+_failed = pytest.StashKey[bool]()
+
+
+@pytest.fixture(autouse=True)
+def nothing_leaks(request: pytest.FixtureRequest, isolated: Path) -> Iterator[None]:
+    """No thread of ours, no ticket and no scratch file outlives a test that passed."""
+    threads, tickets = _threads(), _tickets()
+    yield
+    if request.node.stash.get(_failed, True):
+        return  # the traceback keeps the objects of a failed test alive
+    left = _settled(_threads, threads)
+    assert not left, f"threads left running: {sorted(left)}"
+    left = _settled(_without_caches, tickets)
+    assert not left, f"tickets not released: {sorted(left)}"
+    left = _settled(lambda: {str(path) for path in isolated.rglob("*") if path.is_file()}, set())
+    assert not left, f"scratch files left: {sorted(left)[:5]}"
+
+
+# ---- real GPUs ------------------------------------------------------------------------------------------------------
+
+
+def _gpu_is_there() -> bool:
+    from pycauset.hardware import gpu_info
+
+    return gpu_info() is not None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What lies in tests/gpu needs a GPU, and is skipped without one unless PYCAUSET_REQUIRE_GPU is set."""
+    for item in items:
+        if ROOT / "tests" / "gpu" in item.path.parents:
+            item.add_marker(pytest.mark.gpu)
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if marked and os.environ.get("PYCAUSET_REQUIRE_GPU", "0") in ("", "0") and not _gpu_is_there():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="needs a GPU"))
