@@ -1,6 +1,8 @@
 # `make test` and `make stress` work on a fresh clone: they create .venv and install what they need, once.
 
-PYTHON ?= $(firstword $(foreach p,python3.13 python3.12 python3.11 python3,$(if $(shell command -v $(p) 2>/dev/null),$(p))))
+# The first that runs and is new enough: a name on the PATH may be a shim with nothing behind it.
+NEW_ENOUGH := -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))'
+PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,$(if $(filter ok,$(shell $(p) $(NEW_ENOUGH) 2>/dev/null && echo ok)),$(p))))
 VENV ?= .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
@@ -22,8 +24,8 @@ help:
 
 # Stamps: an extra is installed again only when pyproject.toml has changed. $(1): the extra, with brackets.
 define pip_install
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-	  || { echo "pycauset needs Python 3.11 or later; name one with 'make PYTHON=/path/to/python3.11 ...'" >&2; exit 1; }
+	@$(or $(PYTHON),false) $(NEW_ENOUGH) \
+	  || { echo "pycauset needs Python 3.11 or later with venv; name one: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { echo "creating $(VENV)"; $(PYTHON) -m venv --clear $(VENV); }
 	@echo "installing pycauset$(1) into $(VENV)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.$(1)'
@@ -48,7 +50,7 @@ stress: $(VENV)/.installed
 	$(BIN)/pycauset stress --size $(STRESS_SIZE) --memory $(STRESS_MEMORY) $(STRESS_FLAGS)
 
 bench: $(VENV)/.installed-dev
-	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python "$$script" $(BENCH_FLAGS) || exit 1; done
+	@for script in $(filter-out benchmarks/report.py benchmarks/gpu_%,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python "$$script" $(BENCH_FLAGS) || exit 1; done
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -62,10 +64,10 @@ types: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 docs: $(VENV)/.installed-docs
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 serve: $(VENV)/.installed-docs
-	$(BIN)/mkdocs serve
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
 clean:
 	rm -rf $(VENV) build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -10,10 +10,12 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -61,7 +63,14 @@ def alternate(calls: dict[str, Callable[[], float | None]], repeats: int) -> dic
 class Report:
     """Lines on the terminal, and in ``--output`` as well; remembers whether a bar was missed."""
 
-    def __init__(self, title: str, options: argparse.Namespace, *, folder: Path | None = None, packages: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        title: str,
+        options: argparse.Namespace,
+        *,
+        folder: Path | None = None,
+        packages: Sequence[str] = (),
+    ) -> None:
         self.smoke = bool(options.smoke)
         self._output: Path | None = options.output
         self._lines: list[str] = []
@@ -77,30 +86,32 @@ class Report:
         """One labelled figure."""
         self.line(f"{name:<34} {value}")
 
-    def bar(self, name: str, value: float, limit: float, *, at_least: bool, unit: str = "", digits: int = 3) -> bool:
-        """Compare ``value`` with its bar."""
+    def bar(
+        self, name: str, value: float, limit: float, *, at_least: bool, unit: str = "", digits: int = 3, exact: bool = False
+    ) -> bool:
+        """Compare ``value`` with its bar. ``exact``: it counts something, so that it holds at smoke size too."""
         met = value >= limit if at_least else value <= limit
         self._bars += 1
-        self._missed += not met
+        self._missed += not met and (exact or not self.smoke)
         sign = "≥" if at_least else "≤"
         verdict = "PASS" if met else "FAIL"
-        note = " (smoke size: says nothing about speed)" if self.smoke else ""
+        note = " (smoke size: says nothing about speed)" if self.smoke and not exact else ""
         self.line(f"{name:<34} {value:.{digits}f}{unit}   bar {sign} {limit:g}{unit}   {verdict}{note}")
         return met
 
     def finish(self) -> int:
-        """Write ``--output``; the exit status: 1 if a bar was missed at full size."""
+        """Write ``--output``; the exit status: 1 if a bar was missed that means something at this size."""
         if self._output is not None:
             self._output.parent.mkdir(parents=True, exist_ok=True)
             self._output.write_text("\n".join(self._lines) + "\n", encoding="utf-8")
-        return 1 if self._missed and not self.smoke else 0
+        return 1 if self._missed else 0
 
     def _machine(self, folder: Path | None, packages: Sequence[str]) -> None:
         from pycauset.hardware import probe
         from pycauset.units import format_bytes
 
         cpu, memory, gpu = probe.cpu_info(), probe.memory_state(), probe.gpu_info()
-        self.figure("date", datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC"))
+        self.figure("date", datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"))
         self.figure("command", command_line())
         self.figure("CPU", f"{cpu.name}, {cpu.cores} cores, {cpu.isa}")
         self.figure("RAM", f"{format_bytes(memory.total)}, {format_bytes(memory.free)} free")
@@ -171,26 +182,44 @@ def gpu_or_exit(report: Report) -> Any:
 # -- operands ---------------------------------------------------------------------------------------------------------
 
 
-def write_operand(path: Path, n_rows: int, n_cols: int, *, seed: int, dtype: str = "float64", chunks: tuple[int, int] | None = None) -> None:
+def write_operand(
+    path: Path,
+    rows: int,
+    cols: int,
+    *,
+    seed: int,
+    dtype: str = "float64",
+    chunks: tuple[int, int] | None = None,
+    threads: int = 4,
+) -> None:
     """Make a native matrix on disk: a few random chunks reused in turn, each with a scale of its own.
 
-    As fast as the disk. No two chunks are equal; each element can be computed again by `operand_tile`.
+    As fast as the disk. No two neighbours are equal; each row can be computed again by `operand_rows`.
     """
+    import numpy as np
+
     from pycauset.storage import aligned_empty, create_store
     from pycauset.tiling import Rect
 
-    store = create_store(path, (n_rows, n_cols), dtype, chunks=chunks)
+    store = create_store(path, (rows, cols), dtype, chunks=chunks)
     height, width = store.chunks
     noise = _noise(seed, height, width, dtype)
-    buffer = aligned_empty((height, width), dtype)
-    across = -(-n_cols // width)
-    for r in range(0, n_rows, height):
-        for c in range(0, n_cols, width):
-            rows, cols = min(height, n_rows - r), min(width, n_cols - c)
-            number = (r // height) * across + c // width
-            tile = buffer if (rows, cols) == (height, width) else aligned_empty((rows, cols), dtype)
-            _scaled(noise, number, tile)
-            store.write(Rect(r, r + rows, c, c + cols), tile)
+    across = -(-cols // width)
+    local = threading.local()
+
+    def write(corner: tuple[int, int]) -> None:
+        r, c = corner
+        if not hasattr(local, "buffer"):
+            local.buffer = aligned_empty((height, width), dtype)
+        shape = (min(height, rows - r), min(width, cols - c))
+        tile = local.buffer if shape == (height, width) else np.empty(shape, dtype)
+        number = (r // height) * across + c // width
+        np.multiply(noise[number % len(noise)][: shape[0], : shape[1]], _scale(number), out=tile)
+        store.write(Rect(r, r + shape[0], c, c + shape[1]), tile)
+
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in pool.map(write, [(r, c) for r in range(0, rows, height) for c in range(0, cols, width)]):
+            pass
     store.commit()
     store.close()
 
@@ -222,12 +251,6 @@ def _scale(number: int) -> float:
     return 1.0 + (number % 97) / 97
 
 
-def _scaled(noise: list[Any], number: int, tile: Any) -> None:
-    import numpy as np
-
-    np.multiply(noise[number % len(noise)][: tile.shape[0], : tile.shape[1]], _scale(number), out=tile)
-
-
 def drop_cache(path: Path) -> None:
     """Write the files below ``path`` to disk and drop them from the page cache: the next read comes from the disk."""
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
@@ -239,6 +262,45 @@ def drop_cache(path: Path) -> None:
                 os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(descriptor)
+
+
+# -- the product under test ---------------------------------------------------------------------------------------------
+
+
+def product(a: Any, b: Any, out: Any, *, memory: Any = None, gpu_memory: Any = None) -> None:
+    """``out = a b`` as the solver computes it: paths name matrices on disk (``out`` is made anew), arrays lie in RAM."""
+    from pycauset.solver import Factor, multiply
+    from pycauset.storage import as_store, create_store, open_store
+
+    left, right = (Factor(open_store(x) if isinstance(x, Path) else as_store(x)) for x in (a, b))
+    if isinstance(out, Path):
+        target = create_store(out, (left.shape[0], right.shape[1]), left.dtype, overwrite=True)
+    else:
+        target = as_store(out)
+    multiply(left, right, out=target, memory=memory, gpu_memory=gpu_memory, progress=False)
+
+
+def warm_up() -> None:
+    """Measure the machine or load its profile, and pay for lazy imports, before anything is timed."""
+    import numpy as np
+
+    from pycauset.devices.audit import load_profile
+
+    load_profile()
+    product(np.ones((600, 600)), np.ones((600, 600)), np.ones((600, 600)))
+
+
+def load(path: Path) -> Any:
+    """A matrix on disk as an array."""
+    import numpy as np
+
+    from pycauset.storage import open_store
+    from pycauset.tiling import Rect
+
+    store = open_store(path)
+    out = np.empty(store.shape, store.dtype)
+    store.read(Rect(0, store.shape[0], 0, store.shape[1]), out)
+    return out
 
 
 # -- checks -----------------------------------------------------------------------------------------------------------

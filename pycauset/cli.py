@@ -6,12 +6,13 @@ What goes wrong is one line on standard error; ``PYCAUSET_DEBUG=1`` shows the wh
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 from time import perf_counter
@@ -31,16 +32,19 @@ if TYPE_CHECKING:
 
 __all__ = ["app", "main"]
 
+
+class _BadInputError(Exception):
+    """A file named on the command line that cannot be opened or created."""
+
+
 _BAD_INPUT = (
+    _BadInputError,
     errors.BackendError,
     errors.ConfigError,
     errors.DtypeError,
     errors.MemoryLimitError,
     errors.OverlapError,
     errors.ShapeError,
-    errors.StoreExistsError,
-    errors.StoreNotFoundError,
-    errors.StorePermissionError,
 )
 
 
@@ -52,8 +56,18 @@ def _terminate(number: int, frame: FrameType | None) -> NoReturn:
     raise _Terminated
 
 
+class _Stopped(BaseException):
+    """Ctrl-C or SIGTERM on its way past typer, which would take a KeyboardInterrupt for its own."""
+
+
 class _Group(TyperGroup):
     """Turns whatever a command raises into one line and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise _Stopped from error
 
     def main(self, *args: Any, **kwargs: Any) -> NoReturn:
         main_thread = threading.current_thread() is threading.main_thread()
@@ -76,14 +90,11 @@ class _Group(TyperGroup):
             # The reader has seen enough. Nobody may flush into the closed pipe once more when Python exits.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
-        except (Exception, KeyboardInterrupt) as error:
-            cause = error.__cause__ if isinstance(error, typer.Abort) else error  # Ctrl-C arrives wrapped
-            if isinstance(cause, _Terminated):
-                _complain("terminated; the inputs are untouched and no output was left")
-                return 128 + signal.SIGTERM
-            if isinstance(cause, KeyboardInterrupt):
-                _complain("interrupted; the inputs are untouched and no output was left")
-                return 128 + signal.SIGINT
+        except (KeyboardInterrupt, typer.Abort, _Stopped) as error:
+            terminated = isinstance(error.__cause__ or error, _Terminated)
+            _complain(f"{'terminated' if terminated else 'interrupted'}; the inputs are untouched and no output was left")
+            return 128 + (signal.SIGTERM if terminated else signal.SIGINT)
+        except Exception as error:
             if os.environ.get("PYCAUSET_DEBUG", "") not in ("", "0"):
                 raise
             if type(error).__name__ == "NoArgsIsHelpError":
@@ -92,7 +103,7 @@ class _Group(TyperGroup):
             if hasattr(error, "format_message"):  # the command line itself is wrong
                 _complain(error.format_message())
                 return 2
-            if isinstance(error, errors.PycausetError):
+            if isinstance(error, (errors.PycausetError, _BadInputError)):
                 _complain(str(error))
                 return 2 if isinstance(error, _BAD_INPUT) else 1
             _complain(f"{type(error).__name__}: {error} (PYCAUSET_DEBUG=1 shows where)")
@@ -144,13 +155,29 @@ def _size(text: str) -> int:
 
 
 def _sides(text: str) -> tuple[int, int]:
+    sides = text.lower().split("x")
+    if len(sides) != 2 or not all(side.strip().isdecimal() and int(side) > 0 for side in sides):
+        raise errors.ConfigError(f"--chunks is {text!r}, no pair of sides; write rows x columns, such as 1024x1024")
+    return int(sides[0]), int(sides[1])
+
+
+@contextlib.contextmanager
+def _naming_files() -> Iterator[None]:
+    """While files are opened and created, whatever is wrong with them is bad input; later it is a failure."""
     try:
-        rows, cols = (int(side) for side in text.lower().replace(",", "x").split("x"))
-    except ValueError:
-        raise typer.BadParameter(f"{text!r} is no pair of sides; write rows x columns, such as 1024x1024") from None
-    if min(rows, cols) < 1:
-        raise typer.BadParameter(f"{text!r} has a side below 1")
-    return rows, cols
+        yield
+    except errors.StoreFullError:
+        raise
+    except errors.StoreError as error:
+        # The remedy in the words of the command line.
+        raise _BadInputError(str(error).replace("pass overwrite=True", "pass --overwrite")) from error
+
+
+def _open(path: Path) -> TileStore:
+    from pycauset.storage import open_store
+
+    with _naming_files():
+        return open_store(path)
 
 
 _Memory = Annotated[int | None, typer.Option(parser=_size, metavar="SIZE", help="Host memory limit, such as 2GB.")]
@@ -167,12 +194,9 @@ _B = Annotated[Path, typer.Argument(metavar="B", help="Zarr array or .npy file."
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import PackageNotFoundError, version
+        from pycauset import __version__
 
-        try:
-            print(f"pycauset {version('pycauset')}")
-        except PackageNotFoundError:  # run from a checkout that is not installed
-            print("pycauset (not installed)")
+        print(f"pycauset {__version__}")
         raise typer.Exit
 
 
@@ -260,9 +284,8 @@ def _print_rates(profile: HardwareProfile) -> None:
 
 def _factors(a: Path, b: Path, transpose_a: bool, transpose_b: bool) -> tuple[Factor, Factor]:
     from pycauset.solver import Factor
-    from pycauset.storage import open_store
 
-    return Factor(open_store(a), "T" if transpose_a else "N"), Factor(open_store(b), "T" if transpose_b else "N")
+    return Factor(_open(a), "T" if transpose_a else "N"), Factor(_open(b), "T" if transpose_b else "N")
 
 
 def _solve(a: Factor, b: Factor, memory: int | None, gpu_memory: int | None) -> SolverPlan:
@@ -312,9 +335,9 @@ def matmul(
         route = solution.route  # raises, with the numbers, if there is none
         layout = solution.layout
         native: dict[str, Any] = {} if output.suffix == ".npy" else {"chunks": layout.chunks, "structure": layout.structure}
-        with _replaceable(
-            lambda: create_store(output, layout.shape, layout.dtype, checksum=checksum, overwrite=overwrite, **native)
-        ) as product:
+        with _naming_files():
+            product = create_store(output, layout.shape, layout.dtype, checksum=checksum, overwrite=overwrite, **native)
+        with product:
             begin = perf_counter()
             solver.multiply(
                 first,
@@ -336,14 +359,6 @@ def matmul(
     )
 
 
-def _replaceable(create: Callable[[], TileStore]) -> TileStore:
-    """The new output; the remedy in the words of the command line."""
-    try:
-        return create()
-    except errors.StoreExistsError as error:
-        raise errors.StoreExistsError(str(error).replace("overwrite=True", "--overwrite")) from error
-
-
 # -- stress ------------------------------------------------------------------------------------------------------------
 
 
@@ -358,7 +373,7 @@ def stress(
     gpu_memory: _GpuMemory = None,
     dtype: Annotated[str, typer.Option(help="float32, float64, complex64 or complex128.")] = "float64",
     op: Annotated[str, typer.Option(help="matmul")] = "matmul",
-    seed: Annotated[int, typer.Option(min=0, help="Of the operands and of the check.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the operands and of the check.")] = 0,
     output: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Folder for the product.", show_default="scratch folder")
     ] = None,
@@ -370,7 +385,7 @@ def stress(
     from pycauset import cuda
     from pycauset.stress import stress as run
 
-    with cuda.force_backend(backend.value):
+    with cuda.force_backend(backend.value), _naming_files():
         result = run(
             size,
             memory,
@@ -399,30 +414,27 @@ def convert(
     source: Annotated[Path, typer.Argument(metavar="SRC", help="Zarr array or .npy file.")],
     target: Annotated[Path, typer.Argument(metavar="DST", help="Zarr folder, or a .npy file by its suffix.")],
     dtype: Annotated[str | None, typer.Option(help="Element type of the copy.")] = None,
-    chunks: Annotated[
-        tuple[int, int] | None, typer.Option(parser=_sides, metavar="ROWSxCOLS", help="Chunks of the copy, such as 1024x1024.")
-    ] = None,
+    chunks: Annotated[str | None, typer.Option(metavar="ROWSxCOLS", help="Chunks of the copy, such as 1024x1024.")] = None,
     checksum: _Checksum = False,
     overwrite: _Overwrite = False,
     no_progress: _NoProgress = False,
 ) -> None:
     """Copy a matrix to another format, element type or chunk shape, piece by piece."""
     from pycauset.copying import copy_store
-    from pycauset.storage import open_store
 
     begin = perf_counter()
-    store = open_store(source)
-    _replaceable(
-        lambda: copy_store(
+    sides = None if chunks is None else _sides(chunks)
+    store = _open(source)
+    with _naming_files():
+        copy_store(
             store,
             target,
             dtype=dtype,
-            chunks=chunks,
+            chunks=sides,
             checksum=checksum,
             overwrite=overwrite,
             progress=False if no_progress else None,
         )
-    )
     seconds = perf_counter() - begin
     _print_table(
         [
@@ -436,9 +448,9 @@ def convert(
 @app.command()
 def info(path: Annotated[Path, typer.Argument(metavar="PATH", help="Zarr array or .npy file.")]) -> None:
     """Show what a matrix on disk is: shape, element type, chunks, structure, properties."""
-    from pycauset.storage import NpyStore, ZarrStore, open_store
+    from pycauset.storage import NpyStore, ZarrStore
 
-    store = open_store(path)
+    store = _open(path)
     rows = [
         ("matrix", str(path)),
         ("format", "Zarr v3, native" if isinstance(store, ZarrStore) else ".npy" if isinstance(store, NpyStore) else "Zarr"),

@@ -79,7 +79,9 @@ def zeros(shape: int | tuple[int, int], dtype: DTypeLike = np.float64) -> Matrix
     >>> zeros((2, 3)).to_numpy().tolist()
     [[0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]
     """
-    return _constant(shape, dtype, 0, "is_zero")
+    matrix = _constant(shape, dtype, 0)
+    matrix.properties.is_zero = True
+    return matrix
 
 
 def ones(shape: int | tuple[int, int], dtype: DTypeLike = np.float64) -> Matrix:
@@ -90,23 +92,19 @@ def ones(shape: int | tuple[int, int], dtype: DTypeLike = np.float64) -> Matrix:
     >>> ones((2, 3)).sum()
     np.float64(6.0)
     """
-    return _constant(shape, dtype, 1)
+    matrix = _constant(shape, dtype, 1)
+    if matrix.shape[0] == matrix.shape[1]:
+        matrix.properties.update({"is_symmetric": True, "is_positive_semidefinite": True})
+    return matrix
 
 
-def _constant(shape: int | tuple[int, int], dtype: DTypeLike, value: int, claim: str | None = None) -> Matrix:
-    size = _checked_shape(shape)
-    element = element_type(dtype, "the matrix")
-    constant = np.array(value, element)
+def _constant(shape: int | tuple[int, int], dtype: DTypeLike, value: int) -> Matrix:
+    constant = np.array(value, element_type(dtype, "the matrix"))
 
     def constant_tile(rows: NDArray[np.int64], cols: NDArray[np.int64]) -> NDArray[Any]:
         return constant
 
-    matrix = Matrix(FunctionStore(constant_tile, size, element, copies=0))
-    if claim:
-        matrix.properties[claim] = True
-    elif size[0] == size[1]:
-        matrix.properties["is_symmetric"] = True
-    return matrix
+    return Matrix(FunctionStore(constant_tile, _checked_shape(shape), constant.dtype, copies=0))
 
 
 def eye(n: int, m: int | None = None, dtype: DTypeLike = np.float64) -> Matrix:

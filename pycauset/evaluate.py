@@ -46,7 +46,9 @@ def new_result(shape: tuple[int, int], dtype: np.dtype[Any], limit: int | None) 
         if ticket is not None:
             ticket.shrink(nbytes)
             array = aligned_empty(shape, dtype)
-            weakref.finalize(array, ticket.release).atexit = False
+            # Views keep the array that owns the memory alive, not the one that they were taken from.
+            owner = array.base if isinstance(array.base, np.ndarray) else array
+            weakref.finalize(owner, ticket.release).atexit = False
             return ArrayStore(array)
     return scratch_store(shape, dtype)
 

@@ -5,8 +5,9 @@ shows the difference with probability 1/2 or more.
 
 How far they may differ by rounding alone: an element of C is a sum of k products of independent numbers of mean zero, so
 its rounding error grows like ``u ‖A_i‖ ‖B_j‖`` with no factor of k [2]_; n such errors times random signs add up to
-``u ‖A_i‖ ‖B‖_F`` times a small number (Hoeffding). The scaled residual ``max |Cx - A(Bx)|_i / (eps ‖A_i‖ ‖B‖_F)`` is thus of the
-order of one, or less, for every size, and the limit is LAPACK's customary 30.
+``u ‖A_i‖ ‖B‖_F`` times a small number (Hoeffding). Adding up ``C x`` itself, in double precision (unit v), costs up to
+``v √n ‖C_i‖``. The scaled residual ``max |Cx - A(Bx)|_i / (eps(u) ‖A_i‖ ‖B‖_F + eps(v) √n ‖C_i‖)`` is thus of the order of one,
+or less, for every size, and the limit is LAPACK's customary 30.
 
 References
 ----------
@@ -71,7 +72,7 @@ def freivalds(
     Returns
     -------
     float
-        ``max |Cx - A(Bx)|_i / (eps ‖A_i‖ ‖B‖_F)`` over rows i and vectors x; infinite if C is not finite.
+        The largest over all rows and vectors, as defined at the top of this module; infinite if C is not finite.
 
     Raises
     ------
@@ -101,10 +102,10 @@ def freivalds(
         read = _Tally(report)
         bx, b_rows = _product(b, x, memory, read)
         abx, a_rows = _product(a, bx, memory, read)
-        cx, _ = _product(c, x, memory, read)
+        cx, c_rows = _product(c, x, memory, read)
     wrong = np.abs(cx - abx).max(axis=1)
     eps = float(np.finfo(np.result_type(a.dtype, b.dtype, np.float32)).eps)
-    scale = eps * np.sqrt(a_rows * b_rows.sum())
+    scale = eps * np.sqrt(a_rows * b_rows.sum()) + float(np.finfo(np.float64).eps) * np.sqrt(n * c_rows)
     if not np.isfinite(wrong).all():
         return math.inf
     with np.errstate(divide="ignore", invalid="ignore"):

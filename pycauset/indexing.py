@@ -95,7 +95,7 @@ def _axis(key: Any, size: int, axis: int) -> tuple[range | Array, bool]:
             f"{key!r} is no {name} index; use an integer, a slice, a list of integers or a mask of {size} booleans"
         ) from None
     if not -size <= index < size:
-        raise OutOfBoundsError(f"{name} {index} lies outside a matrix with {size} {name}s, which are numbered {-size} to {size - 1}")
+        raise OutOfBoundsError(f"{name} {index} lies outside a matrix with {size} {name}s, numbered {-size} to {size - 1}")
     index += size if index < 0 else 0
     return range(index, index + 1), True
 

@@ -9,25 +9,20 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 import numpy as np
-from numpy.typing import ArrayLike, DTypeLike, NDArray
+from numpy.typing import DTypeLike, NDArray
 
-from pycauset import config, interop, propagation
+from pycauset import interop, operations, propagation
 from pycauset.errors import (
-    ConfigError,
     DtypeError,
-    MemoryLimitError,
-    NotInMemoryError,
-    OverlapError,
     ShapeError,
     StoreError,
     StorePermissionError,
 )
-from pycauset.indexing import SelectedStore, Selection, gather, scatter, select
+from pycauset.indexing import SelectedStore, gather, scatter, select
 from pycauset.properties import Properties
 from pycauset.solver import is_small
-from pycauset.storage import ArrayStore, TileStore, as_store, element_type
+from pycauset.storage import ArrayStore, TileStore, element_type
 from pycauset.tiling import Rect
-from pycauset.units import format_bytes
 
 __all__ = ["Matrix", "asmatrix"]
 
@@ -75,7 +70,7 @@ class Matrix:
     _views: list[weakref.ref[Matrix]] | None
 
     def __init__(self, data: Any) -> None:
-        store = _store_of(data)
+        store = operations.store_of(data)
         claims = 0
         stored = store.attributes.get("properties")
         if isinstance(stored, dict):
@@ -218,12 +213,12 @@ class Matrix:
     @property
     def real(self) -> Matrix:
         """The real part: a copy of complex matrices, the matrix itself otherwise."""
-        return self if self.dtype.kind != "c" else interop.part(self, "real")
+        return self if self.dtype.kind != "c" else operations.part(self, "real")
 
     @property
     def imag(self) -> Matrix:
         """The imaginary part, a copy; zeros for real matrices."""
-        return interop.part(self, "imag")
+        return operations.part(self, "imag")
 
     # ---- arithmetic --------------------------------------------------------------------------------------------------
 
@@ -235,44 +230,44 @@ class Matrix:
                 m, k = a.shape
                 n = b.shape[1]
                 if k == b.shape[0] and is_small(m, n, k) and m * n <= _SMALL_ELEMENTS:
-                    return Matrix._of_array(np.matmul(a, b), interop.product_flags(self, other))
-        return interop.matmul(self, other)
+                    return Matrix._of_array(np.matmul(a, b), operations.product_flags(self, other))
+        return operations.matmul(self, other)
 
     def __rmatmul__(self, other: Any) -> Any:
-        return interop.matmul(other, self)
+        return operations.matmul(other, self)
 
     def __add__(self, other: Any) -> Any:
-        return interop.binary("add", self, other)
+        return operations.binary("add", self, other)
 
     def __radd__(self, other: Any) -> Any:
-        return interop.binary("add", other, self)
+        return operations.binary("add", other, self)
 
     def __sub__(self, other: Any) -> Any:
-        return interop.binary("subtract", self, other)
+        return operations.binary("subtract", self, other)
 
     def __rsub__(self, other: Any) -> Any:
-        return interop.binary("subtract", other, self)
+        return operations.binary("subtract", other, self)
 
     def __mul__(self, other: Any) -> Any:
-        return interop.binary("multiply", self, other)
+        return operations.binary("multiply", self, other)
 
     def __rmul__(self, other: Any) -> Any:
-        return interop.binary("multiply", other, self)
+        return operations.binary("multiply", other, self)
 
     def __truediv__(self, other: Any) -> Any:
-        return interop.binary("true_divide", self, other)
+        return operations.binary("true_divide", self, other)
 
     def __rtruediv__(self, other: Any) -> Any:
-        return interop.binary("true_divide", other, self)
+        return operations.binary("true_divide", other, self)
 
-    def __neg__(self) -> Matrix:
-        return interop.unary("negative", self)
+    def __neg__(self) -> Any:
+        return operations.unary("negative", self)
 
-    def __pos__(self) -> Matrix:
-        return interop.unary("positive", self)
+    def __pos__(self) -> Any:
+        return operations.unary("positive", self)
 
-    def __abs__(self) -> Matrix:
-        return interop.unary("absolute", self)
+    def __abs__(self) -> Any:
+        return operations.unary("absolute", self)
 
     def norm(self, ord: str | float | None = "fro") -> float:
         """A norm in double precision, without overflow on the way.
@@ -292,11 +287,11 @@ class Matrix:
         >>> Matrix([[3.0, 0.0], [-4.0, 0.0]]).norm(), Matrix([[3.0, 0.0], [-4.0, 0.0]]).norm(1)
         (5.0, 7.0)
         """
-        return interop.norm(self, ord)
+        return operations.norm(self, ord)
 
     def trace(self) -> Any:
         """Sum of the main diagonal, a NumPy scalar."""
-        return interop.trace(self)
+        return operations.trace(self)
 
     def sum(self, axis: int | None = None) -> Any:
         """Sum of all elements, of each column (axis 0) or of each row (axis 1), kept in double precision on the way.
@@ -306,7 +301,7 @@ class Matrix:
         scalar or ndarray (n,) or (m,)
             Of NumPy's type: integers and booleans give 64-bit integers.
         """
-        return interop.total(self, axis)
+        return operations.total(self, axis)
 
     # ---- elements ----------------------------------------------------------------------------------------------------
 
@@ -323,7 +318,7 @@ class Matrix:
         if nbytes > _SLICE_BYTES and not any(chosen.drop):
             source = SelectedStore(self.store, self._op, chosen)
             flags = propagation.take(self._flags(), self.shape, *chosen.ranges) if chosen.ranges else 0
-            return interop.copied(source, "N", self.dtype, flags, owner="copy of a block")
+            return operations.copied(source, "N", self.dtype, flags, owner="copy of a block")
         out = np.empty(chosen.shape, self.dtype)
         gather(self.store, self._op, chosen.rows, chosen.cols, out)
         return out[0, 0] if all(chosen.drop) else out.reshape(chosen.result_shape)
@@ -345,29 +340,14 @@ class Matrix:
         if not store.writable or store.structure != "full":
             why = "read-only" if not store.writable else f"stored as {store.structure}, one triangle only"
             raise StorePermissionError(f"{self!r} is {why}; assign to a copy: B = A.copy()")
-        values = _values(self, chosen, value)
+        values = operations.assigned(self, chosen, value)
         from pycauset.evaluate import unfinished
 
         with unfinished(store):
             scatter(store, self._op, chosen.rows, chosen.cols, values)
-            self._forget(chosen, zeros=np.isscalar(value) and value == 0)
+            operations.forget(self, chosen, zeros=np.isscalar(value) and value == 0)
             if "properties" in store.attributes:
                 store.attributes["properties"] = self._base_properties().to_json()
-
-    def _forget(self, chosen: Selection, *, zeros: bool) -> None:
-        """After an assignment, only what still holds is known, of all views of the store."""
-        for reference in self._views or [weakref.ref(self)]:
-            matrix = reference()
-            flags = 0 if matrix is None else matrix._flags()
-            if matrix is None or not flags:
-                continue
-            kept = 0
-            if chosen.ranges and chosen.shape != self.shape:
-                rows, cols = chosen.ranges
-                if (matrix._op in "TH") != (self._op in "TH"):
-                    rows, cols = cols, rows
-                kept = propagation.assign(flags, rows, cols, zeros=zeros)
-            matrix.properties = Properties(matrix.shape, matrix.dtype, kept)
 
     def _base_properties(self) -> Properties:
         """The properties of the store itself, whatever view of it this is."""
@@ -409,20 +389,7 @@ class Matrix:
         """
         if self._array is not None:
             return self._array
-        if self.nbytes >= _SMALL_ELEMENTS and not force:
-            limit = config.get("to_numpy_limit")
-            if limit is None:
-                from pycauset.hardware import probe
-
-                limit = probe.memory_state().free // 2
-            if self.nbytes > limit:
-                raise MemoryLimitError(
-                    f"{self!r} has {format_bytes(self.nbytes)} ({self.nbytes} bytes), over the limit of {format_bytes(limit)} for "
-                    "to_numpy(); work on slices, raise the setting to_numpy_limit, or call to_numpy(force=True)"
-                )
-        out = np.empty(self.shape, self.dtype)
-        interop.copy_into(self, ArrayStore(out), owner="to_numpy")
-        return out
+        return operations.loaded(self, force)
 
     def astype(self, dtype: DTypeLike) -> Matrix:
         """Convert the elements: the matrix itself if it has that type already, else a copy.
@@ -438,11 +405,11 @@ class Matrix:
         if self.dtype.kind == "c" and new.kind not in "cb":
             raise DtypeError(f"astype from {self.dtype} to {new} would lose the imaginary part; take A.real first")
         flags = propagation.astype(self._flags(), self.dtype, new)
-        return interop.copied(self.store, self._op, new, flags, owner=f"astype {new}")
+        return operations.copied(self.store, self._op, new, flags, owner=f"astype {new}")
 
     def copy(self) -> Matrix:
         """A writable copy with all elements stored, in RAM if there is room, else in a scratch store."""
-        return interop.copied(self.store, self._op, self.dtype, self._flags(), owner="copy")
+        return operations.copied(self.store, self._op, self.dtype, self._flags(), owner="copy")
 
     __copy__ = copy
 
@@ -468,13 +435,7 @@ class Matrix:
         self.close()
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
-        fits = self._array is not None and (dtype is None or np.dtype(dtype) == self.dtype)
-        if copy is False and not fits:
-            raise NotInMemoryError(f"{self!r} cannot become an array of {dtype or self.dtype} without a copy; pass copy=None")
-        array = self.to_numpy()
-        if dtype is not None and array.dtype != np.dtype(dtype):
-            return array.astype(dtype)
-        return array.copy() if copy and fits else array
+        return interop.array(self, dtype, copy)
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
         return interop.array_ufunc(ufunc, method, inputs, options)
@@ -483,16 +444,11 @@ class Matrix:
         return interop.array_function(function, args, kwargs)
 
     def __dlpack__(self, **options: Any) -> Any:
-        return self._in_memory().__dlpack__(**options)
+        return interop.in_memory(self).__dlpack__(**options)
 
     def __dlpack_device__(self) -> tuple[int, int]:
-        kind, number = self._in_memory().__dlpack_device__()
+        kind, number = interop.in_memory(self).__dlpack_device__()
         return int(kind), int(number)
-
-    def _in_memory(self) -> Array:
-        if self._array is None:
-            raise NotInMemoryError(f"{self!r} is not in RAM as it is, so DLPack cannot share it; pass A.to_numpy()")
-        return self._array
 
     def __repr__(self) -> str:
         if self._store is None and self._array is None:
@@ -537,65 +493,3 @@ def asmatrix(obj: Any, **properties: bool | None) -> Matrix:
     if properties:
         matrix.properties.update(properties)
     return matrix
-
-
-def _store_of(obj: Any) -> TileStore:
-    if isinstance(obj, (TileStore, np.ndarray)):
-        return as_store(obj)
-    if isinstance(obj, Matrix):
-        raise ConfigError("it is a Matrix already; use it, or its copy()")
-    if isinstance(obj, (str, os.PathLike)):
-        raise DtypeError(f"{obj!r} is a path, no array; open it with pycauset.open(path)")
-    if hasattr(obj, "__cuda_array_interface__"):
-        raise DtypeError(f"a {type(obj).__qualname__} lies in GPU memory; bring it to the host first, with cupy.asnumpy(array)")
-    if type(obj).__module__.startswith("scipy.sparse"):
-        raise DtypeError("a sparse matrix cannot be an operand; convert it with .toarray()")
-    if isinstance(obj, (list, tuple)):
-        try:
-            return ArrayStore(np.asarray(obj))
-        except ValueError as error:
-            raise ShapeError(f"the nested list is no matrix: {error}") from None
-    return as_store(obj)
-
-
-def _values(target: Matrix, chosen: Selection, value: Any) -> Any:
-    """What ``target[chosen] = value`` writes, as a function of rectangles of the selection."""
-    if isinstance(value, Matrix):
-        if value.shape != chosen.result_shape:
-            raise ShapeError(f"a matrix of shape {value.shape} cannot be assigned to elements of shape {chosen.result_shape}")
-        _check_real(target, value.dtype)
-        if value.store.overlaps(target.store):
-            raise OverlapError(f"{value!r} shares storage with the matrix that it is assigned to; assign value.copy()")
-
-        def block(rect: Rect) -> Array:
-            out = np.empty(rect.shape, value.dtype)
-            gather(value.store, value.op, range(rect.r0, rect.r1), range(rect.c0, rect.c1), out)
-            return out
-
-        return block
-    array = _as_array(value)
-    _check_real(target, array.dtype)
-    try:
-        array = np.broadcast_to(array, chosen.result_shape)
-    except ValueError:
-        raise ShapeError(f"an array of shape {array.shape} cannot be assigned to elements of shape {chosen.result_shape}") from None
-    if target._array is not None and np.may_share_memory(array, target._array):
-        array = array.copy()
-    for axis, gone in enumerate(chosen.drop):
-        if gone:
-            array = np.expand_dims(array, axis)
-    return lambda rect: array[rect.slices]
-
-
-def _as_array(value: ArrayLike) -> Array:
-    try:
-        array = np.asarray(value)
-    except ValueError as error:
-        raise ShapeError(f"the value is no array: {error}") from None
-    element_type(array.dtype, "the value")
-    return array
-
-
-def _check_real(target: Matrix, dtype: np.dtype[Any]) -> None:
-    if dtype.kind == "c" and target.dtype.kind != "c":
-        raise DtypeError(f"{dtype} values cannot be assigned to a matrix of {target.dtype}; take .real first")

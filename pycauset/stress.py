@@ -212,7 +212,8 @@ def stress(
         raise ConfigError("keep=True needs output=, the folder where the product shall stay")
     limit = max(256_000_000, nbytes // 4) if memory is None else parse_bytes(memory)
     gpu_limit = None if gpu_memory is None else parse_bytes(gpu_memory)
-    a, b = SeededStore(2 * seed, (n, n), kind), SeededStore(2 * seed + 1, (n, n), kind)
+    chunks = (_chunk_side(n, limit, kind),) * 2
+    a, b = SeededStore(2 * seed, (n, n), kind, chunks), SeededStore(2 * seed + 1, (n, n), kind, chunks)
     path = (scratch_folder() if output is None else Path(output).expanduser()) / "product.zarr"
     return _run(a, b, path, limit, gpu_limit, seed, keep, progress)
 
@@ -292,6 +293,14 @@ def _run(
         check_seconds=check_seconds,
         output=path if keep else None,
     )
+
+
+def _chunk_side(n: int, limit: int, dtype: np.dtype[Any]) -> int:
+    """The usual 1024, or less where so few chunks fit into the limit that blocks could not be cut to measure."""
+    side = 1024
+    while side > 32 and 8 * side > min(n, math.sqrt(limit / dtype.itemsize)):
+        side //= 2
+    return min(side, n)
 
 
 def _flops(dtype: np.dtype[Any], n: int) -> float:

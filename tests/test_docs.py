@@ -61,9 +61,17 @@ def _gpu() -> bool:
     return gpu_info() is not None
 
 
-@pytest.mark.parametrize("path", [path for path in PAGES if blocks_of(path.read_text())], ids=lambda path: path.stem)
-def test_blocks_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder, but for the made-up machines that examples load."""
+    (tmp_path / "profiles").symlink_to(ROOT / "profiles")
     monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize("path", [path for path in PAGES if blocks_of(path.read_text())], ids=lambda path: path.stem)
+def test_blocks_run(path: Path) -> None:
     namespace: dict[str, object] = {"__name__": "__main__"}
     for block in blocks_of(path.read_text()):
         if not block.needs_gpu or _gpu():
@@ -71,9 +79,9 @@ def test_blocks_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     namespace.clear()
 
 
+@pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize("name", MODULES)
-def test_docstring_examples_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_docstring_examples_run(name: str) -> None:
     assert doctest.testmod(importlib.import_module(name), optionflags=OPTIONS).failed == 0
 
 
@@ -83,7 +91,10 @@ def test_a_public_page_has_something_to_run() -> None:
 
 
 def test_blocks_are_found_and_checked() -> None:
-    page = "text\n```python\na = 1\n```\n\n<!-- gpu -->\n```python\nb\n```\n* x\n\n    ```py\n    >>> a + 1\n    2\n    ```\n```bash\nls\n```\n"
+    page = (
+        "text\n```python\na = 1\n```\n\n<!-- gpu -->\n```python\nb\n```\n"
+        "* x\n\n    ```py\n    >>> a + 1\n    2\n    ```\n```bash\nls\n```\n"
+    )
     first, second, third = blocks_of(page)
     assert (first.line, first.code, first.needs_gpu, second.needs_gpu) == (3, "a = 1\n", False, True)
     namespace: dict[str, object] = {}

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pycauset.devices.numpy import NumpyDevice
     from pycauset.hardware.profile import HardwareProfile
 
-__all__ = ["cpu", "gpu", "gpu_is_cold", "pretended_gpu"]
+__all__ = ["cpu", "gpu", "gpu_is_cold", "kept_pinned_bytes", "pretended_gpu"]
 
 _lock = threading.Lock()
 
@@ -52,11 +52,18 @@ def _tell_governor(device: CupyDevice) -> None:
 
     free, total = device.runtime.memGetInfo()
     governor().set_device_memory(total, free)
+    governor().add_reclaimer(device.reclaim)
 
 
 def gpu_is_cold() -> bool:
     """Whether using the GPU would start CUDA first, which takes about a second."""
     return _gpu.cache_info().currsize == 0
+
+
+def kept_pinned_bytes() -> int:
+    """Pinned bytes that earlier runs left for later ones: held by tickets, but there for the taking."""
+    device = None if gpu_is_cold() else _gpu()
+    return 0 if device is None else device.kept_bytes
 
 
 def pretended_gpu(profile: HardwareProfile, dtype: DTypeLike) -> Device | None:

@@ -9,6 +9,7 @@ device makes them; the table is the one place to add a kernel for that device.
 from __future__ import annotations
 
 import abc
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -33,6 +34,12 @@ class MemoryScope(Protocol):
     def require(self, kind: Any, nbytes: int, *, owner: str) -> Any:
         """A ticket, or MemoryLimitError."""
 
+    def adopt(self, ticket: Any) -> bool:
+        """Count a ticket that nobody counts; False if it does not fit."""
+
+    def detach(self, ticket: Any) -> Any:
+        """Let a ticket outlive the scope."""
+
 
 @dataclass(slots=True)
 class Lanes:
@@ -49,9 +56,13 @@ class Lanes:
 
 
 class Slab:
-    """Memory under a ticket. ``array`` is host memory as bytes, ``address`` where it starts (host or device)."""
+    """Memory under a ticket: ``array`` is host memory as bytes, ``address`` where it starts (host or device).
 
-    __slots__ = ("_free", "address", "array", "nbytes", "pinned", "ticket")
+    With ``make`` the memory comes into being at its first use, on whichever thread that is: pinning gigabytes takes seconds,
+    which then overlap with work. The ticket is there from the start.
+    """
+
+    __slots__ = ("_array", "_free", "_lock", "_make", "address", "nbytes", "pinned", "ticket")
 
     def __init__(
         self,
@@ -62,17 +73,34 @@ class Slab:
         address: int = 0,
         pinned: bool = False,
         free: Callable[[], None] | None = None,
+        make: Callable[[Slab], np.ndarray[Any, Any]] | None = None,
     ) -> None:
         self.nbytes = nbytes
         self.ticket = ticket
-        self.array = array
         self.address = address
         self.pinned = pinned
+        self._array = array
+        self._free = free
+        self._make = make
+        self._lock = threading.Lock()
+
+    @property
+    def array(self) -> np.ndarray[Any, Any] | None:
+        """The memory as an array of bytes; None for device memory."""
+        if self._array is None and self._make is not None:
+            with self._lock:
+                if self._array is None and self._make is not None:
+                    self._array = self._make(self)
+                    self._make = None
+        return self._array
+
+    def on_release(self, free: Callable[[], None]) -> None:
+        """What to do with the memory, and with its ticket, when it is released."""
         self._free = free
 
     def release(self) -> None:
         """Free the memory, then give the ticket back; a second call does nothing."""
-        free, self._free, self.array = self._free, None, None
+        free, self._free, self._array, self._make = self._free, None, None, None
         if free is not None:
             free()
         if self.ticket is not None:

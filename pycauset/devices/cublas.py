@@ -51,15 +51,17 @@ def _routine(name: str, signature: str) -> Any:
     return function
 
 
-@functools.lru_cache(maxsize=256)
-def _scalar_memory(value: complex, name: str) -> np.ndarray[Any, Any]:
-    dtype = np.dtype(name)
-    return np.array(value if dtype.kind == "c" else complex(value).real, dtype)
+_scalars: dict[tuple[complex, str], tuple[int, np.ndarray[Any, Any]]] = {}
 
 
 def _scalar(value: complex, name: str) -> int:
-    address: int = _scalar_memory(value, name).__array_interface__["data"][0]
-    return address
+    """The address of a scalar in host memory that stays where it is."""
+    entry = _scalars.get((value, name))
+    if entry is None:
+        dtype = np.dtype(name)
+        array = np.array(value if dtype.kind == "c" else complex(value).real, dtype)
+        entry = _scalars[value, name] = array.__array_interface__["data"][0], array
+    return entry[0]
 
 
 class Cublas:

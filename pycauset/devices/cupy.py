@@ -15,7 +15,7 @@ import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,7 +23,7 @@ import numpy as np
 from pycauset.devices.base import Device, Lanes, MemoryScope, Mode, Slab
 from pycauset.devices.cublas import Cublas
 from pycauset.devices.lanes import Completion, Failure, HostCompletion, LaneStatistics, Span
-from pycauset.devices.memory import PAGE, pageable_slab
+from pycauset.devices.memory import PAGE, anonymous_pages, pageable_slab
 from pycauset.errors import DeviceError, MemoryLimitError, PycausetWarning
 from pycauset.storage.base import TileStore
 from pycauset.tiling import Rect, round_up
@@ -35,18 +35,29 @@ __all__ = ["WORKSPACE_BYTES", "CupyDevice"]
 WORKSPACE_BYTES = 2 * (32 << 20)
 _STICKY = {226, 700, 702, 710, *range(714, 720), 721, 810, 911}
 _NOT_READY = 600
-_BLOCKING, _NON_BLOCKING_STREAM = 1, 1
+_NON_BLOCKING_STREAM = 1
 _TO_DEVICE, _TO_HOST = 1, 2
 
 
 class TileView(NamedTuple):
-    """A dense or strided row-major tile in device memory: address, shape, row distance in elements."""
+    """A row-major tile in device memory: address, shape, row distance in elements, and its dtype's name (NumPy finds that slowly)."""
 
     address: int
     rows: int
     cols: int
     ld: int
     dtype: np.dtype[Any]
+    kind: str
+
+
+class _CudaStream:
+    """A raw stream as CuPy takes foreign ones."""
+
+    def __init__(self, stream: int) -> None:
+        self._stream = stream
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self._stream
 
 
 class _Event:
@@ -74,10 +85,11 @@ class CudaCompletion:
         self.sequence = sequence
 
     def wait(self) -> None:
-        if self.lane.finished < self.sequence:
-            with self._device.checked("waiting for the GPU"):
-                self._device.runtime.eventSynchronize(self.event.handle)
-            self.lane.finished = max(self.lane.finished, self.sequence)
+        pause, longest = 20e-6, 2e-3 if self.lane.blas is not None else 400e-6
+        while not self.done():
+            # Sleeping between looks: CUDA's own blocking wait was measured to burn a tenth of a core.
+            sleep(pause)
+            pause = min(2 * pause, longest)
 
     def done(self) -> bool:
         if self.lane.finished >= self.sequence:
@@ -102,7 +114,7 @@ class CudaLane:
         self._sync = sync
         self._sequence = 0
         self._seen: dict[int, int] = {}  # other lane -> the last job of it that this stream waits for
-        self._spans: deque[tuple[str, _Event, _Event, int]] = deque()
+        self._spans: deque[tuple[str, _Event, _Event, int, int]] = deque()
         self._last: _Event | None = None
         self._jobs = self._nbytes = 0
         self._busy = self._stalled = 0.0
@@ -111,7 +123,7 @@ class CudaLane:
         runtime, device = self._device.runtime, self._device
         try:
             for waited in waits:
-                completion = waited.inner if isinstance(waited, HostCompletion) and waited.done() else waited
+                completion = waited.inner if isinstance(waited, HostCompletion) and waited.resolved else waited
                 if isinstance(completion, CudaCompletion):
                     lane = completion.lane
                     if lane is not self and self._seen.get(id(lane), 0) < completion.sequence and lane.finished < completion.sequence:
@@ -132,7 +144,7 @@ class CudaLane:
         self._sequence += 1
         self._jobs += 1
         self._nbytes += nbytes
-        self._spans.append((name, begin, end, nbytes))
+        self._spans.append((name, begin, end, nbytes, self._sequence))
         if len(self._spans) > 512:
             self._harvest(block=False)
         completion = CudaCompletion(device, self, end, self._sequence)
@@ -147,10 +159,10 @@ class CudaLane:
         """Turn the events of finished jobs into seconds."""
         runtime, device = self._device.runtime, self._device
         while self._spans:
-            name, begin, end, nbytes = self._spans[0]
+            name, begin, end, nbytes, sequence = self._spans[0]
             if block:
                 runtime.eventSynchronize(end.handle)
-            elif not device.query(end.handle):
+            elif sequence > self.finished:
                 return
             self._spans.popleft()
             busy = runtime.eventElapsedTime(begin.handle, end.handle) * 1e-3
@@ -204,9 +216,12 @@ class CupyDevice(Device):
         from cupy_backends.cuda.api import runtime
 
         self.runtime: Any = runtime
+        self._event_query = ctypes.CDLL("libcuda.so.1").cuEventQuery
+        self._event_query.argtypes, self._event_query.restype = [ctypes.c_void_p], ctypes.c_int
         self._lost: str | None = None
         self._lock = threading.Lock()
         self._stock: list[int] = []
+        self._kept: list[tuple[int, int, Any]] = []
         with self.checked("starting CUDA"):
             properties = runtime.getDeviceProperties(runtime.getDevice())
             name = properties["name"]
@@ -252,19 +267,21 @@ class CupyDevice(Device):
         return error
 
     def query(self, event: int) -> bool:
-        """Whether an event has happened. ``cupy.cuda.Event.done`` reads an error as "not yet", for ever; this raises it."""
-        try:
-            return bool(self.runtime.eventQuery(event) == 0)
-        except self.runtime.CUDARuntimeError as error:
-            if error.status == _NOT_READY:
-                return False
-            raise self.translate(error, "asking for progress") from error
+        """Whether an event has happened. Through the driver: CuPy's ``eventQuery`` answers "not yet" with an exception."""
+        status = self._event_query(event)
+        if status == 0:
+            return True
+        if status == _NOT_READY:
+            return False
+        with self.checked("asking for progress"):
+            self.runtime.check_status(status)
+        return True
 
     # -- streams and events ---------------------------------------------------------------------------------------
 
     def event(self) -> _Event:
-        """An event from the stock; waiting for it sleeps instead of burning a core."""
-        handle = self._stock.pop() if self._stock else self.runtime.eventCreateWithFlags(_BLOCKING)
+        """An event from the stock."""
+        handle = self._stock.pop() if self._stock else self.runtime.eventCreateWithFlags(0)
         return _Event(handle, self._stock)
 
     def lanes(self, *, mode: Mode, failure: Failure, timeline: list[Span] | None, readers: int, writers: int) -> Lanes:
@@ -312,30 +329,86 @@ class CupyDevice(Device):
     def host_slab(self, nbytes: int, scope: MemoryScope, owner: str) -> Slab:
         """Pinned memory, or ordinary memory with one warning when pinning is denied."""
         size = round_up(nbytes, PAGE)
+        kept = self._kept_slab(size, scope)
+        if kept is not None:
+            return kept
         ticket = scope.request("pinned", size, owner=owner)
-        if ticket is not None:
-            try:
-                address = self.runtime.hostAlloc(size, 0)
-            except Exception:  # noqa: BLE001 - degrades below, whatever the driver's reason
-                ticket.release()
-            else:
-                buffer = (ctypes.c_ubyte * size).from_address(address)
-                free = functools.partial(self._free_host, address)
-                return Slab(size, ticket, array=np.frombuffer(buffer, np.uint8), address=address, pinned=True, free=free)
-        warnings.warn(
-            f"{format_bytes(size)} could not be pinned for {owner}; ordinary memory is used, and copies to the GPU are slower "
-            "(pycauset.cuda.set_pinning_budget raises the budget)",
-            PycausetWarning,
-            stacklevel=2,
-        )
-        return pageable_slab(size, scope, owner)
+        if ticket is None:
+            _warn_unpinned(size, owner)
+            return pageable_slab(size, scope, owner)
+        return Slab(size, ticket, make=functools.partial(self._pin, scope, owner))
 
-    def _free_host(self, address: int) -> None:
+    def _pin(self, scope: MemoryScope, owner: str, slab: Slab) -> np.ndarray[Any, Any]:
+        """Pin a slab's memory at its first use, or take ordinary memory when the driver refuses."""
+        try:
+            address = self.runtime.hostAlloc(slab.nbytes, 0)
+        except Exception:  # noqa: BLE001 - degrades, whatever the driver's reason
+            _warn_unpinned(slab.nbytes, owner)
+            return anonymous_pages(slab.nbytes)
+        self._own(slab, address, scope)
+        return np.frombuffer((ctypes.c_ubyte * slab.nbytes).from_address(address), np.uint8)
+
+    # Pinning takes as long as reading the same bytes from a disk, so pinned slabs stay for the next run, under their
+    # tickets but in nobody's scope, until the governor wants them back.
+
+    def _own(self, slab: Slab, address: int, scope: MemoryScope) -> None:
+        """When the slab is released its pinned memory is kept, ticket and all."""
+        slab.address, slab.pinned = address, True
+        slab.on_release(functools.partial(self._keep_slab, slab, address, slab.ticket, scope))
+
+    def _kept_slab(self, size: int, scope: MemoryScope) -> Slab | None:
+        with self._lock:
+            index = next((i for i, (_, kept, _) in enumerate(self._kept) if kept == size), None)
+            entry = None if index is None else self._kept.pop(index)
+        if entry is None:
+            return None
+        address, _, ticket = entry
+        if scope.adopt(ticket):
+            slab = Slab(size, ticket, array=np.frombuffer((ctypes.c_ubyte * size).from_address(address), np.uint8))
+            self._own(slab, address, scope)
+            return slab
+        self._drop_slab(address, ticket)
+        return None
+
+    def _keep_slab(self, slab: Slab, address: int, ticket: Any, scope: MemoryScope) -> None:
+        slab.ticket = None
+        scope.detach(ticket)
+        with self._lock:
+            self._kept.append((address, slab.nbytes, ticket))
+
+    def _drop_slab(self, address: int, ticket: Any) -> None:
         if not self.lost:
             self.runtime.freeHost(address)
+        ticket.release()
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of pinned slabs that wait for the next run."""
+        with self._lock:
+            return sum(size for _, size, _ in self._kept)
+
+    def reclaim(self, kind: str, nbytes: int) -> int:
+        """Give kept slabs and CuPy's cached blocks back to the governor; returns the bytes freed."""
+        freed = 0
+        if kind in ("pinned", "host"):
+            while freed < nbytes:
+                with self._lock:
+                    entry = self._kept.pop(0) if self._kept else None
+                if entry is None:
+                    break
+                self._drop_slab(entry[0], entry[2])
+                freed += entry[1]
+        elif kind == "device" and not self.lost:
+            import cupy
+
+            pool = cupy.get_default_memory_pool()
+            held = pool.total_bytes()
+            pool.free_all_blocks()
+            freed = held - pool.total_bytes()
+        return freed
 
     def view(self, slab: Slab, offset: int, shape: tuple[int, int], dtype: np.dtype[Any]) -> TileView:
-        return TileView(slab.address + offset, shape[0], shape[1], max(shape[1], 1), dtype)
+        return TileView(slab.address + offset, shape[0], shape[1], max(shape[1], 1), dtype, dtype.name)
 
     def reaches(self, store: TileStore, dtype: np.dtype[Any]) -> bool:
         """Whether the copy engine can reach the store's elements at full speed: page-locked, row by row, of this dtype."""
@@ -383,7 +456,7 @@ class CupyDevice(Device):
         alpha, beta, op_a, op_b = params
         a, b, c = reads[0], reads[1], writes[0]
         depth = a.cols if op_a == "N" else a.rows
-        lane.blas.gemm(c.dtype.name, op_b, op_a, c.cols, c.rows, depth, alpha, b.address, b.ld, a.address, a.ld, beta, c.address, c.ld)  # type: ignore[union-attr]
+        lane.blas.gemm(c.kind, op_b, op_a, c.cols, c.rows, depth, alpha, b.address, b.ld, a.address, a.ld, beta, c.address, c.ld)  # type: ignore[union-attr]
 
     def _rank_k(self, reads: Sequence[TileView], writes: Sequence[TileView], params: tuple[Any, ...], lane: CudaLane) -> None:
         """SYRK or HERK on the lower triangle, mirrored at the end."""
@@ -391,17 +464,17 @@ class CupyDevice(Device):
         a, c = reads[0], writes[0]
         depth = a.cols if op_a == "N" else a.rows
         flag = ("H" if hermitian and c.dtype.kind == "c" else "T") if op_a == "N" else "N"
-        lane.blas.rank_k(c.dtype.name, flag, c.rows, depth, alpha, a.address, a.ld, beta, c.address, c.ld, hermitian=hermitian)  # type: ignore[union-attr]
+        lane.blas.rank_k(c.kind, flag, c.rows, depth, alpha, a.address, a.ld, beta, c.address, c.ld, hermitian=hermitian)  # type: ignore[union-attr]
         if last:
             import cupy
 
-            with cupy.cuda.ExternalStream(lane.stream):
+            with cupy.cuda.Stream.from_external(_CudaStream(lane.stream)):
                 _mirror_kernel(hermitian and c.dtype.kind == "c")(self.array(c), c.ld, c.rows, size=c.rows * c.rows)
 
     def _scale(self, reads: Sequence[TileView], writes: Sequence[TileView], params: tuple[Any, ...], lane: CudaLane) -> None:
         import cupy
 
-        with cupy.cuda.ExternalStream(lane.stream):
+        with cupy.cuda.Stream.from_external(_CudaStream(lane.stream)):
             tile = self.array(writes[0])
             tile *= params[0] if params[0] != 0 else 0
             if params[0] == 0:
@@ -414,6 +487,15 @@ class CupyDevice(Device):
         memory = cupy.cuda.UnownedMemory(tile.address, tile.rows * tile.ld * tile.dtype.itemsize, self)
         pointer = cupy.cuda.MemoryPointer(memory, 0)
         return cupy.ndarray((tile.rows, tile.cols), tile.dtype, memptr=pointer, strides=(tile.ld * tile.dtype.itemsize, tile.dtype.itemsize))
+
+
+def _warn_unpinned(nbytes: int, owner: str) -> None:
+    warnings.warn(
+        f"{format_bytes(nbytes)} could not be pinned for {owner}; ordinary memory is used, and copies to the GPU are slower "
+        "(pycauset.cuda.set_pinning_budget raises the budget)",
+        PycausetWarning,
+        stacklevel=3,
+    )
 
 
 class _Checked:

@@ -186,10 +186,7 @@ def _square_sum(reads: Sequence[Array], writes: Sequence[Array], params: tuple[A
     scale = 1.0
     if not _SAFE_LOW < ssq < _SAFE_HIGH:
         scale = _largest(a)
-        if scale == 0 or not np.isfinite(scale):
-            ssq = 0.0 if scale == 0 else 1.0
-        else:
-            ssq = _squares(a, scale)
+        ssq = _squares(a, scale) if 0 < scale < np.inf else float(scale != 0)
     partial[0] = scale, ssq
 
 

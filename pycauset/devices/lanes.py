@@ -81,6 +81,11 @@ class HostCompletion:
         return self._done and (self._inner is None or self._inner.done())
 
     @property
+    def resolved(self) -> bool:
+        """Whether the latch is open; what a promise stands for may still be running."""
+        return self._done
+
+    @property
     def inner(self) -> Completion:
         """What a resolved promise stands for."""
         return self if self._inner is None else self._inner

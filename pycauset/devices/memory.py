@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import mmap
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from pycauset.errors import MemoryLimitError
 from pycauset.tiling import round_up
 from pycauset.units import format_bytes
 
-__all__ = ["PAGE", "pageable_slab"]
+__all__ = ["PAGE", "anonymous_pages", "pageable_slab"]
 
 PAGE = 4096
 _HUGE = 2 << 20
@@ -27,15 +28,22 @@ def pageable_slab(nbytes: int, scope: MemoryScope, owner: str) -> Slab:
     size = round_up(max(nbytes, 1), PAGE)
     ticket = scope.require("host", size, owner=owner)
     try:
-        # Anonymous maps start at any page; aligning to 2 MiB by hand lets the first and last pages be huge too.
-        pages = mmap.mmap(-1, round_up(size, _HUGE) + _HUGE if size >= _HUGE else size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        array = anonymous_pages(size)
     except (OSError, ValueError) as error:
         ticket.release()
         raise MemoryLimitError(f"the system refused {format_bytes(size)} for {owner}: {error}; lower memory=") from error
-    if size >= _HUGE and hasattr(mmap, "MADV_HUGEPAGE"):
+    return Slab(size, ticket, array=array, address=array.__array_interface__["data"][0])
+
+
+def anonymous_pages(size: int) -> np.ndarray[Any, Any]:
+    """Fresh memory as bytes, page-aligned, in huge pages where it is large enough; the caller has the ticket."""
+    if size < _HUGE:
+        return np.frombuffer(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), dtype=np.uint8)
+    # Anonymous maps start at any page; aligning to 2 MiB by hand lets the first and last pages be huge too.
+    pages = mmap.mmap(-1, round_up(size, _HUGE) + _HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):
             pages.madvise(mmap.MADV_HUGEPAGE)
     array = np.frombuffer(pages, dtype=np.uint8)
-    start = -array.__array_interface__["data"][0] % _HUGE if size >= _HUGE else 0
-    array = array[start : start + size]
-    return Slab(size, ticket, array=array, address=array.__array_interface__["data"][0])
+    start = -array.__array_interface__["data"][0] % _HUGE
+    return array[start : start + size]

@@ -177,7 +177,7 @@ class ReduceDriver:
         rows, cols = self.shape
         kind = self.store.dtype.kind
         exact = kind in "biu" and not (self.kernel == "sums" and self.params[1])
-        dtype = np.dtype(np.uint64 if kind == "u" else np.int64) if exact else np.dtype(np.complex128 if kind == "c" else np.float64)
+        dtype = np.dtype({"u": "uint64", "c": "complex128", "f": "float64"}.get(kind, "int64" if exact else "float64"))
         lines = 1 if exact else 2
         if self.kernel == "sums":
             if self.params[1]:
@@ -208,9 +208,7 @@ class ReduceDriver:
             yield TileTask(self.kernel, (read, target), (target,), self.params, float(rect.size), drop=(read,))
 
 
-def run(
-    driver: MapDriver | ReduceDriver, scope: Scope, *, on_progress: Callable[[float], None] | None = None
-) -> None:
+def run(driver: MapDriver | ReduceDriver, scope: Scope, *, on_progress: Callable[[float], None] | None = None) -> None:
     """Run a map or a reduction on the CPU within the scope's memory.
 
     Parameters
@@ -311,14 +309,19 @@ def _fit(driver: MapDriver | ReduceDriver, device: Device, available: int) -> tu
         return total + sum(slots * round_up(op.slot_bytes, 4096) for op in operands if not device.reaches(op.store, op.dtype))
 
     limit = min(available, _MOST)
+    cheapest: tuple[int, tuple[int, int], int] | None = None
     while True:
         tile = (height, width)
         if height * width * itemsize <= _LARGEST or (unit[0] >= height and unit[1] >= width and len(driver.stores) > 1):
-            for slots in (_SLOTS, 2):
-                if needed(tile, slots) <= limit:
+            for slots in (_SLOTS, 2, 1):
+                bytes_needed = needed(tile, slots)
+                if bytes_needed <= limit:
                     return tile, slots
-        if height * width * itemsize <= 4096:
-            return tile, 2  # the scope refuses it, with the numbers
+            # Smaller tiles may need more: parts of chunks are read, changed and written back in buffers of whole chunks.
+            if cheapest is None or bytes_needed < cheapest[0]:
+                cheapest = bytes_needed, tile, 1
+        if height * width * itemsize <= 4096 and cheapest is not None:
+            return cheapest[1:]  # the scope refuses it, with the numbers
         if square:
             height = width = ceil_div(height, 2)
         elif height >= width:

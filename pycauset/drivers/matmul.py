@@ -197,7 +197,7 @@ class MatmulDriver:
                     a = tile_a[i, s]
                     beta = self.beta if first else 1.0
                     drop: list[Tile] = [c] if last else []
-                    forget: list[Tile] = []
+                    forget: list[Tile] = [c] if beta != 0 and first else []
                     if not host_a[s]:
                         forget.append(a)
                     if diagonal:
@@ -238,7 +238,8 @@ class MatmulDriver:
                 drop,
                 forget,
             )
-        forget = (*forget, other) if forget else ()
+        if a in forget:
+            forget = (*forget, other)
         return TileTask(
             "gemm", (a, other) if beta == 0 else (a, other, c), (c,), (self.alpha, beta, self.op_a, self.op_b), self._flops(c, depth), drop, forget
         )
@@ -247,7 +248,7 @@ class MatmulDriver:
         """An empty sum: C = beta C."""
         m, n, _ = self.sizes
         for i in range(0, m, plan.tile[0]):
-            for j in range(0, n, plan.tile[1]):
+            for j in range(0, i + 1 if self.rank_k else n, plan.tile[1]):
                 c = Tile(_C, i, min(i + plan.tile[0], m), j, min(j + plan.tile[1], n))
                 yield TileTask("scale", (c,) if self.beta != 0 else (), (c,), (self.beta,), 0.0, (c,))
 

@@ -35,6 +35,8 @@ __all__ = ["MatmulLimits", "MatmulPlan", "MatmulProblem", "lower_bound", "plan_m
 
 #: A plan may move this much more than the bound plus reading the inputs and writing the output once, if it can choose.
 _SLACK = 1.10
+#: Rate of 2-D copies between a tile and a larger pinned array, to that of contiguous ones (benchmarks/results, H200).
+_STRIDED_COPY = 0.6
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +197,8 @@ def _rows_of(size: int, tile: int, block: int, index: int) -> int:
 def _traffic(plan: MatmulPlan) -> tuple[float, float, float, float]:
     """Elements of A and B loaded to the device, and of A and B read from the store."""
     p = plan.problem
+    if not p.k:
+        return 0.0, 0.0, 0.0, 0.0
     if p.rank_k:
         return _traffic_rank_k(plan)
     major, minor = plan.blocks
@@ -278,10 +282,14 @@ def _predict(plan: MatmulPlan, rates: Rates) -> MatmulPlan:
         disk_read += 0 if p.hostless[2] else c_in * disk_es[2]
         disk_write = 0 if p.hostless[2] else c * disk_es[2]
     compute = plan.tasks * (rates.compute(p.flops / max(plan.tasks, 1)))
+    # Tiles of arrays in pinned memory are strided there; such copies run slower than those of whole host slots.
+    strided = [_STRIDED_COPY if here else 1.0 for here in p.hostless]
+    up = (loaded_a / strided[0] + loaded_b / strided[1] + c_in / strided[2]) * es / rates.upload
+    down = c * es / strided[2] / rates.download
     stages = [
         ("compute", compute),
-        ("upload", upload / rates.upload),
-        ("download", download / rates.download),
+        ("upload", 0.0 if plan.unified else up),
+        ("download", 0.0 if plan.unified else down),
         ("disk", disk_read / rates.read + disk_write / rates.write),
     ]
     seconds = max(s for _, s in stages)
@@ -291,13 +299,14 @@ def _predict(plan: MatmulPlan, rates: Rates) -> MatmulPlan:
     if plan.unified:
         seconds += (first / rates.read if disk_read else 0) + (strip / plan.block[0] / rates.write if disk_write else 0)
     else:
-        seconds += first / rates.upload + strip / rates.download
+        home = strip / strided[2] / rates.download
+        seconds += first / min(strided[:2]) / rates.upload + home
         seconds += (first / rates.read if disk_read else 0) + (strip / rates.write if disk_write else 0)
         # Between passes the next block waits for strips of the last one, unless they leave as fast as they are finished.
         rate = p.flops / compute if compute else math.inf
         finish = (8.0 if p.dtype.kind == "c" else 2.0) * (strip / es) * plan.drain * plan.tile[2] / rate
         spare = max(0, plan.slots[2] // plan.block[0] - plan.block[1])
-        wait = max(0.0, (strip / rates.download - finish)) * max(0, plan.block[1] - spare)
+        wait = max(0.0, home - finish) * max(0, plan.block[1] - spare)
         seconds += wait * (plan.blocks[0] * plan.blocks[1] - 1) * (0.5 if p.rank_k else 1)
     tile_m, tile_n, tile_k = plan.tile
     sizes = (tile_m * tile_k, tile_k * tile_n, tile_m * tile_n)
@@ -418,7 +427,7 @@ def _host_level(plan: MatmulPlan, limit: int, piece: int) -> MatmulPlan | None:
     rows, cols = plan.blocks
     steps = plan.grid[2]
     keep_a = keep_b = 0
-    if step_a and (cols > 1):
+    if step_a and cols > 1:
         keep_a = _retention(left // step_a, steps, plan.keep_a)
         left -= keep_a * step_a
     if step_b and rows > 1 and not p.rank_k:
@@ -456,6 +465,8 @@ def plan_matmul(problem: MatmulProblem, limits: MatmulLimits, rates: Rates, *, u
         If no plan fits; the message says what the smallest one needs.
     """
     p, es = problem, problem.dtype.itemsize
+    if not (p.m and p.n):
+        return MatmulPlan(p, unified, (1, 1, 1), (1, 1), 1, 0, 0, 0, 0, (0, 0, 0), 0, 0)  # no result, no tasks
     fast = max(limits.device, 1) / es
     bound = lower_bound(p.m, p.n, p.k, fast, rank_k=p.rank_k) * es
     guess = p.m / math.sqrt(fast)
@@ -466,11 +477,12 @@ def plan_matmul(problem: MatmulProblem, limits: MatmulLimits, rates: Rates, *, u
     counts = _candidates(ceil_div(p.m, p.units[0]), guess)
     best: tuple[tuple[bool, int, float], MatmulPlan] | None = None
     # Tall tiles first: square ones are worth a look only where tall ones cannot be or move too much.
-    for tall in ([True] if p.a_stacks and not p.rank_k else []) + [False]:
-        if tall is False and best is not None and not best[0][0]:
+    # Where all of them do, half as thin panels leave more room for the block.
+    for thin, tall in itertools.product((1, 2), ([True] if p.a_stacks and not p.rank_k else []) + [False]):
+        if best is not None and (not best[0][0] or (thin > 1 and side // 4 < max(p.units[2], unit_n))):
             break
-        for tile_k, tile_n in itertools.product(_sides(p.k, p.units[2], deep, side), _sides(p.n, unit_n, wide, side)):
-            drains = (1,) if unified else sorted({ceil_div(4096, tile_k), ceil_div(1024, tile_k), 1})
+        for tile_k, tile_n in itertools.product(_sides(p.k, p.units[2], deep, side // thin), _sides(p.n, unit_n, wide, side // thin)):
+            drains = (1,) if unified else sorted({ceil_div(depth, tile_k) for depth in (8192, 4096, 1024, 1)})
             for drain, blocks_down in itertools.product(drains, counts):
                 plan = _fit(p, limits, unified, tall, tile_n, tile_k, blocks_down, drain)
                 if plan is not None and not unified:
@@ -478,9 +490,9 @@ def plan_matmul(problem: MatmulProblem, limits: MatmulLimits, rates: Rates, *, u
                 if plan is None:
                     continue
                 plan = replace(_predict(plan, rates), bound=bound)
-                # Times within half a percent are equal; then the fewest bytes win.
+                # Times within a fifth of a percent are equal; then the fewest bytes win.
                 moved = float(plan.link_bytes + plan.disk_read + plan.disk_write)
-                key = (plan.link_bytes > _SLACK * bound, round(math.log(max(plan.seconds, 1e-9)) / 0.005), moved)
+                key = (plan.link_bytes > _SLACK * bound, round(math.log(max(plan.seconds, 1e-9)) / 0.002), moved)
                 if best is None or key < best[0]:
                     best = key, plan
     if best is None:
@@ -498,12 +510,15 @@ def _sides(size: int, unit: int, wanted: tuple[int, ...], most: int) -> list[int
 def _refusal(p: MatmulProblem, limits: MatmulLimits, unified: bool, piece: int) -> str:
     es = p.dtype.itemsize
     unit_m, unit_n, unit_k = (min(u, s) if s else u for u, s in zip(p.units, (p.m, p.n, p.k), strict=True))
-    need = sum(count * round_up(size * es, 4096) for count, size in ((2, unit_m * unit_k), (3, unit_k * unit_n), (3, unit_m * unit_n)))
+    # Tiles thinner than this are not tried along n and k.
+    tile_n, tile_k = (max(u, min(s, round_up(32, u))) for u, s in ((unit_n, p.n), (unit_k, p.k)))
+    tile_m = tile_n if p.rank_k else unit_m
+    need = sum(count * round_up(size * es, 4096) for count, size in ((2, tile_m * tile_k), (3, tile_k * tile_n), (3, tile_m * tile_n)))
     where = "memory=" if unified else "gpu_memory="
     text = (
         f"a product of shape ({p.m}, {p.k}) @ ({p.k}, {p.n}) in {p.dtype} needs at least {format_bytes(need)} for its smallest tiles, "
         f"but {where} leaves {format_bytes(limits.device)}"
     )
-    if not unified and limits.host < 4 * piece:
-        text += f", and memory= leaves {format_bytes(limits.host)} for host slots of {format_bytes(piece)}"
+    if not unified and not all(p.hostless):
+        text += f", and memory= leaves {format_bytes(limits.host)} for host slots of {format_bytes(piece)}, of which two tiles take several"
     return text + f"; raise the limit, or store the operands in smaller chunks (now {unit_m} × {unit_k} and {unit_k} × {unit_n})"

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from functools import partial
@@ -39,7 +40,8 @@ __all__ = ["AsyncStreamer", "StreamStatistics", "has_no_chunks"]
 
 _ALIGN = 4096
 #: Tasks that may be under way at once; bounds how much work an interruption must wait for.
-_IN_FLIGHT = 32
+_IN_FLIGHT = 48
+_SLAB_BYTES = 256 << 20
 
 
 class StreamStatistics(NamedTuple):
@@ -167,10 +169,13 @@ class AsyncStreamer:
         self._hosts: list[_Slot] = []
         self._slabs: list[Slab] = []
         self._tickets: list[Any] = []
+        self._pinner: threading.Thread | None = None
+        self._stopping = False
         self._lanes: Lanes | None = None
         self._eager = mode == "sync" or not device.real
         # Host-level actions not issued yet, with what each slot's job must wait for and the promise of its completion.
         self._waiting: deque[tuple[Action, list[list[Completion]], list[HostCompletion]]] = deque()
+        self._prune_at = 256
         self._stored: dict[Tile, Completion] = {}  # last write-back of a tile, until it is known to be done
         self._running: deque[tuple[int, float, Completion]] = deque()
         self._finished: deque[int] = deque()
@@ -208,16 +213,30 @@ class AsyncStreamer:
                 self._slabs.append(slab)
                 self._slots += [_Slot(slab, i * nbytes) for i in range(slots)]
         if self._host_slots:
-            # Slabs of at most a gigabyte: a denial of pinned memory half-way leaves the first slabs pinned.
-            per_slab = max(1, (1 << 30) // self._host_slot_bytes)
+            # Several slabs: pinning them one by one overlaps with work, and a denial half-way leaves the first ones pinned.
+            per_slab = max(1, _SLAB_BYTES // self._host_slot_bytes)
             for first in range(0, self._host_slots, per_slab):
                 count = min(per_slab, self._host_slots - first)
                 slab = self.device.host_slab(count * self._host_slot_bytes, self._scope, f"{count} host slots")
                 self._slabs.append(slab)
                 self._hosts += [_Slot(slab, i * self._host_slot_bytes) for i in range(count)]
+            if self.device.real:
+                self._pinner = threading.Thread(target=self._pin_ahead, name="pycauset-pin", daemon=True)
+                self._pinner.start()
         temporary = self.temporary_bytes(self.device, self._operands, self._readers, self._writers)
         if temporary:
             self._tickets.append(self._scope.require("host", temporary, owner="buffers for tiles that need converting"))
+
+    def _pin_ahead(self) -> None:
+        """Bring host slabs into being before their first use: pinning is about as slow as the disk that fills them."""
+        for slab in tuple(self._slabs):
+            if self._failure or self._stopping:
+                return
+            try:
+                _ = slab.array
+            except Exception as error:  # noqa: BLE001 - raised by the submitting thread
+                self._failure.record(error)
+                return
 
     @staticmethod
     def temporary_bytes(device: Device, operands: Sequence[Operand], readers: int, writers: int) -> int:
@@ -244,6 +263,9 @@ class AsyncStreamer:
                 self._failure.record(error)
 
     def _release(self) -> None:
+        self._stopping = True
+        if self._pinner is not None:
+            self._pinner.join()
         self._slots.clear()
         self._hosts.clear()
         for slab in self._slabs:
@@ -262,7 +284,8 @@ class AsyncStreamer:
         number = self._submitted
         self._submitted += 1
         self._planner.push(task)
-        if len(self._planner) > self._window:
+        # The window opens gradually: while slots are still empty nothing is evicted, and the device need not wait.
+        if len(self._planner) > min(self._window, 8 + number // 2):
             self._plan_one()
         return number
 
@@ -375,9 +398,11 @@ class AsyncStreamer:
 
     def _plan_one(self) -> None:
         if len(self._running) >= _IN_FLIGHT:
-            self._harvest()
-            if len(self._running) >= _IN_FLIGHT:
-                self._overflows += 1
+            # Waiting costs less than asking: a CUDA event that is not ready answers with an exception.
+            # Half of them at once: every wait that sleeps costs some CPU time.
+            self._overflows += 1
+            self._running[_IN_FLIGHT // 2][2].wait()
+            for _ in range(_IN_FLIGHT // 2):
                 self._wait_oldest()
         if self._failure:
             self._raise()
@@ -409,7 +434,9 @@ class AsyncStreamer:
             else:
                 self._on_device(action, (), ())
         if self._host is not None:
-            while len(self._host) > self._window:
+            # Reads may start at once while host slots are empty; then the window spans what the host level retains.
+            window = max(self._window, 10 * self._host_slots) if self._host.misses + len(self._host) > self._host_slots else 8
+            while len(self._host) > window:
                 self._plan_host()
 
     def _plan_host(self) -> None:
@@ -488,21 +515,21 @@ class AsyncStreamer:
         shape, dtype = tile.shape, self._operands[tile.operand].dtype
         key = slot.views.get(shape)
         if key is None or key.dtype != dtype:
-            if slot.slab.array is None:
+            if not self.device.real:
                 return None
+            assert slot.slab.array is not None
             key = slot.views[shape] = np.ndarray(shape, dtype, buffer=slot.slab.array.data, offset=slot.offset)
         return key
 
     def _read(self, tile: Tile, slot: _Slot) -> Completion:
         operand = self._operands[tile.operand]
-        view = self._host_view(slot, tile)
         waits = list(slot.busy.values())
         earlier = self._stored.pop(tile, None)
         if earlier is not None:
             waits.append(earlier)
         assert self._lanes is not None
         done = self._lanes.read.submit(
-            partial(operand.store.read, tile.rect, view),
+            partial(self._fill, operand.store, tile, slot) if self.device.real else _nothing,
             waits,
             name=operand.pool,
             nbytes=(tile.r1 - tile.r0) * (tile.c1 - tile.c0) * operand.dtype.itemsize,
@@ -510,6 +537,10 @@ class AsyncStreamer:
         slot.ready = done
         slot.busy = {id(self._lanes.read): done}
         return done
+
+    def _fill(self, store: TileStore, tile: Tile, slot: _Slot) -> None:
+        """Read a tile into its slot, on a reader's thread: there the slot's memory may come into being."""
+        store.read(tile.rect, self._host_view(slot, tile))
 
     def _write(self, tile: Tile, slot: _Slot, waits: list[Completion]) -> Completion:
         operand = self._operands[tile.operand]
@@ -522,8 +553,9 @@ class AsyncStreamer:
         )
 
     def _remember(self, tile: Tile, done: Completion) -> None:
-        if len(self._stored) > 256:
+        if len(self._stored) > self._prune_at:
             self._stored = {t: c for t, c in self._stored.items() if not c.done()}
+            self._prune_at = max(256, 2 * len(self._stored))
         self._stored[tile] = done
 
     def _compute(self, action: Run) -> Completion:
@@ -593,7 +625,8 @@ class AsyncStreamer:
                 work = partial(self.device.upload, array, view, row, col, lane) if upload else partial(self.device.download, view, row, col, array, lane)
             nbytes = (part.r1 - part.r0) * (part.c1 - part.c0) * operand.dtype.itemsize
             done = lane.submit(work, waits + more, name=operand.pool, nbytes=nbytes)
-            completions.append(done)
+            if hosts:
+                completions.append(done)
             waits = []
         if upload:
             slot.ready = done

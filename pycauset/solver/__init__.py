@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from pycauset import devices
+
 if TYPE_CHECKING:
     from pycauset.solver.execute import last_statistics, multiply, plan
     from pycauset.solver.factor import Factor, Layout, kernel_of, layout_of
@@ -18,13 +20,15 @@ _HOME = {
     **dict.fromkeys(("Route", "SolverPlan"), "routes"),
 }
 
-#: Below this many multiply-adds one NumPy call takes less time than asking the cost model would, on any machine.
-_SMALL = 384**3
+#: Below this many multiply-adds one NumPy call takes less time than asking the cost model would; the second figure is for
+#: processes that have a GPU running, to which products that several cores would share may go.
+_SMALL, _SMALL_BESIDE_GPU = 384**3, 128**3
 
 
 def is_small(m: int, n: int, k: int) -> bool:
     """Whether a product of arrays in RAM should go to ``np.matmul`` unasked: deciding would cost more than computing."""
-    return m * n * k <= _SMALL
+    size = m * n * k
+    return size <= _SMALL_BESIDE_GPU or (size <= _SMALL and devices.gpu_is_cold())
 
 
 def __getattr__(name: str) -> Any:

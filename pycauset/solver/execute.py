@@ -28,8 +28,8 @@ from pycauset.units import parse_bytes
 
 __all__ = ["clean_stop", "multiply", "plan", "last_statistics"]
 
-#: What the interpreter, thread stacks and BLAS's own buffers take beside the slots, out of a host limit.
-_HOST_RESERVE = 40 << 20
+#: What imports, thread stacks and BLAS's own buffers take beside the slots, out of a host limit (60 MB were measured).
+_HOST_RESERVE = 72 << 20
 _SMALL_RESULT = 64 << 20
 
 _statistics: StreamStatistics | None = None
@@ -54,6 +54,7 @@ def plan(
 
     if operation != "matmul":
         raise ConfigError(f"no plan is known for {operation!r}; there is 'matmul'")
+    a, b = _row_major(a), _row_major(b)
     layout = layout_of(a, b)
     host, device = _limit(memory, "memory"), _limit(gpu_memory, "gpu_memory")
     in_ram = not out_on_disk and _result_in_ram(layout, host)
@@ -79,15 +80,16 @@ def _limit(value: Any, name: str) -> int | None:
 
 def _limits(host: int | None, device: int | None) -> Limits:
     held = governor()
+    kept = devices.kept_pinned_bytes()
     available = held.available("host")
     if host is not None:
-        available = min(available, host - min(_HOST_RESERVE, host // 4))
+        available = min(available, host - min(_HOST_RESERVE, host // 2))
     vram = held.available("device")
     if device is not None:
         vram = min(vram, device) if vram else device
     from pycauset.devices.cupy import WORKSPACE_BYTES
 
-    return Limits(available, min(available, held.available("pinned")), max(0, vram - WORKSPACE_BYTES))
+    return Limits(available, min(available, held.available("pinned") + kept), max(0, vram - WORKSPACE_BYTES))
 
 
 def _result_in_ram(layout: Layout, host: int | None) -> bool:
@@ -111,7 +113,7 @@ def _plan(
         if backend == "auto" and gpu_cold and flops / profile.gemm_rate("cpu", layout.compute, 1000.0) < profile.gpu.start_seconds:
             gpu = None
         else:
-            gpu = devices.gpu() or devices.pretended_gpu(profile, layout.compute)
+            gpu = devices.pretended_gpu(profile, layout.compute) or devices.gpu()
     driver = MatmulDriver(
         a.store, b.store, out, layout.compute, alpha=alpha, beta=beta, op_a=a.op, op_b=b.op, rank_k=layout.kernel == "rank_k"
     )
@@ -151,6 +153,7 @@ def multiply(
     ------
     ShapeError, DtypeError, OverlapError, MemoryLimitError, StoreError, DeviceError
     """
+    a, b = _row_major(a), _row_major(b)
     layout = layout_of(a, b)
     host, device = _limit(memory, "memory"), _limit(gpu_memory, "gpu_memory")
     new_output = out is None
@@ -167,6 +170,14 @@ def multiply(
             target.discard()
             raise
     return target
+
+
+def _row_major(factor: Factor) -> Factor:
+    """A column-major array is a row-major one transposed: kernels and copies then run along its rows."""
+    array = in_memory(factor.store)
+    if array is None or factor.op == "H" or array.flags.c_contiguous or not array.flags.f_contiguous:
+        return factor
+    return Factor(ArrayStore(array.T), "T" if factor.op == "N" else "N", factor.flags)
 
 
 def _check_out(a: Factor, b: Factor, out: TileStore, layout: Layout) -> Layout:
@@ -194,7 +205,8 @@ def _new_result(layout: Layout, host: int | None) -> TileStore:
         ticket = governor().request("host", nbytes, owner=f"a result of shape {layout.shape}")
         if ticket is not None:
             array = aligned_empty(layout.shape, layout.dtype) if nbytes else np.empty(layout.shape, layout.dtype)
-            weakref.finalize(array, ticket.release)
+            # Views keep the array's base alive, not the array.
+            weakref.finalize(array.base if isinstance(array.base, np.ndarray) else array, ticket.release)
             return ArrayStore(array)
     return scratch_store(layout.shape, layout.dtype, chunks=layout.chunks, structure=layout.structure)
 

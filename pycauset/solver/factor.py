@@ -88,6 +88,7 @@ def _chunks(a: Factor, b: Factor, shape: tuple[int, int], dtype: np.dtype[Any], 
     """The operands' own rows and columns per chunk where their product is a sensible chunk: then tiles are whole chunks."""
     height = a.store.chunks[0 if a.op == "N" else 1]
     width = b.store.chunks[1 if b.op == "N" else 0]
-    if (a.store.path or b.store.path) and 1 << 20 <= height * width * dtype.itemsize <= 32 << 20 and (height == width or not square):
+    sensible = 1 << 20 <= height * width * dtype.itemsize <= 32 << 20 and max(height, width) <= 4 * min(height, width)
+    if (a.store.path or b.store.path) and sensible and (height == width or not square):
         return min(height, max(shape[0], 1)), min(width, max(shape[1], 1))
     return default_chunks(shape, dtype)

@@ -77,7 +77,7 @@ def _cupy(op_a: str, a: Array, op_b: str, b: Array, c: Array, alpha: complex, be
         for array in (a, b, c):
             memory = cupy.cuda.alloc(max(array.nbytes, 1))
             held.append(memory)
-            views.append(TileView(memory.ptr, array.shape[0], array.shape[1], max(array.shape[1], 1), array.dtype))
+            views.append(TileView(memory.ptr, array.shape[0], array.shape[1], max(array.shape[1], 1), array.dtype, array.dtype.name))
         lane = device.plain_lane("compute")
         for array, view in zip((a, b, c) if beta != 0 else (a, b), views, strict=False):
             device.upload(np.ascontiguousarray(array) if array.strides[1] != array.itemsize else array, view, 0, 0, lane)

@@ -10,15 +10,17 @@ the slowest counts, plus filling and draining the pipeline. The rule is strict: 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from pycauset.devices import kept_pinned_bytes
 from pycauset.devices.base import Device
 from pycauset.devices.rates import Place, Rates
 from pycauset.drivers.matmul import MatmulDriver
 from pycauset.drivers.matmul_plan import MatmulLimits, MatmulPlan
+from pycauset.drivers.streamer import AsyncStreamer
 from pycauset.errors import BackendError, MemoryLimitError
 from pycauset.hardware.profile import HardwareProfile
 from pycauset.solver.factor import Factor, Layout
@@ -226,14 +228,35 @@ def _streamed(
             places.add("ram" if in_memory(store) is not None else "disk")
     rates = Rates(profile, device.kind, dtype, places or {"pinned"})
     try:
-        plan = driver.plan(device, _slot_limits(device, limits, places), rates)
+        plan, temporary = _plan_beside_buffers(device, driver, limits, places, rates)
     except MemoryLimitError as error:
         return _refuse(name, device.kind, str(error))
     seconds = plan.seconds + _STREAM_START[device.kind] + plan.tasks * 4e-5 * (not plan.unified) + start
     if not device.unified and profile.gpu is not None and not (places <= {"pinned"}):
-        seconds += plan.host_bytes / profile.gpu.pin_bandwidth
-    host = plan.device_bytes if plan.unified else plan.host_bytes
+        # Slabs are pinned as they are first used; what reads have to wait for is about the first gigabyte.
+        seconds += max(0, min(plan.host_bytes, 1 << 30) - kept_pinned_bytes()) / profile.gpu.pin_bandwidth
+    host = temporary + (plan.device_bytes if plan.unified else plan.host_bytes)
     return Route(name, device.kind, True, seconds, plan.stages, host, 0 if plan.unified else plan.device_bytes, plan=plan)
+
+
+def _plan_beside_buffers(
+    device: Device, driver: MatmulDriver, limits: Limits, places: set[Place], rates: Rates
+) -> tuple[MatmulPlan, int]:
+    """A plan whose slots leave room for the buffers of reading and writing threads, and the bytes of those."""
+    from pycauset.solver.execute import _readers, _writers
+
+    temporary = 0
+    for _ in range(3):  # the buffers depend on the tiles, which depend on the room that the buffers leave
+        left = replace(limits, host=max(0, limits.host - temporary))
+        plan = driver.plan(device, _slot_limits(device, left, places), rates)
+        needed = AsyncStreamer.temporary_bytes(device, driver.operands(plan), _readers(driver, device), _writers(driver, device))
+        if needed <= temporary or needed + (plan.device_bytes if plan.unified else plan.host_bytes) <= limits.host:
+            return plan, needed
+        temporary = needed
+    raise MemoryLimitError(
+        f"its threads need {format_bytes(temporary)} of memory for tiles on their way, the limit leaves {format_bytes(limits.host)}; "
+        "raise the limit, or store the matrices in smaller chunks"
+    )
 
 
 def _slot_limits(device: Device, limits: Limits, places: set[Place]) -> MatmulLimits:

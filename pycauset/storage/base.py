@@ -123,8 +123,8 @@ def place(dest: NDArray[Any], source: NDArray[Any], how: str = "full") -> None:
         np.copyto(part, band, casting="same_kind")
         if how == "hermitian" and source.dtype.kind == "c":  # in place, while the band is in the cache
             np.conjugate(part, out=part)
-        elif how == "skew":
-            np.negative(part, out=part)
+        elif how == "skew":  # not np.negative: NumPy 2.4 gets it wrong for some strides of both operands (8 float64, 4 float32)
+            np.subtract(0, part, out=part)
 
 
 def cast_unsafe(dest: NDArray[Any], source: NDArray[Any]) -> None:

@@ -58,7 +58,7 @@ def all_flags(a: Array) -> int:
 
 def assert_true_of(flags: int, a: Array) -> None:
     """No property that the flags know is wrong about the matrix."""
-    closed = closure(flags, a.shape, a.dtype.kind != "c")  # type: ignore[arg-type]
+    closed = closure(flags, a.shape, a.dtype.kind != "c")
     truth = all_flags(a)
     lost = mask(*PROPERTIES) // 3 & closed
     wrong = [name for name in PROPERTIES if (closed ^ truth) & lost * 3 & mask(name)]
@@ -124,4 +124,4 @@ def claimed(draw: st.DrawFn, a: Array) -> int:
     if draw(st.booleans()):
         names = set(draw(st.lists(st.sampled_from(list(PROPERTIES)), unique=True)))
         truth = {name: value for name, value in truth.items() if name in names}
-    return closure(bits(truth), a.shape, a.dtype.kind != "c")  # type: ignore[arg-type]
+    return closure(bits(truth), a.shape, a.dtype.kind != "c")

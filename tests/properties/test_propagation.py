@@ -90,7 +90,7 @@ def test_astype_keeps_all_only_if_every_value_fits() -> None:
 def test_take(a: Array, data: st.DataObject) -> None:
     rows = data.draw(cuts(a.shape[0]))
     cols = rows if a.shape[0] == a.shape[1] and data.draw(st.booleans()) else data.draw(cuts(a.shape[1]))
-    flags = p.take(data.draw(claimed(a)), a.shape, rows, cols)  # type: ignore[arg-type]
+    flags = p.take(data.draw(claimed(a)), a.shape, rows, cols)
     if rows and cols:
         assert_true_of(flags, a[np.ix_(rows, cols)])
     else:
@@ -112,7 +112,7 @@ def test_take_keeps_every_triangle_it_can(n: int, data: st.DataObject) -> None:
         if not rows or not cols or rows == cols == range(n):
             continue
         part = a[np.ix_(rows, cols)]
-        closed = closure(p.take(closure(mask(name), a.shape, True), a.shape, rows, cols), part.shape, True)  # type: ignore[arg-type]
+        closed = closure(p.take(closure(mask(name), a.shape, True), a.shape, rows, cols), part.shape, True)
         for kept in ("is_zero", "is_upper_triangular", "is_lower_triangular"):
             assert (known(closed, kept) is True) == (known(all_flags(part), kept) is True)
 
@@ -191,6 +191,8 @@ def test_scalars_that_spoil_everything() -> None:
         (p.astype(_closed("is_skew_symmetric"), np.dtype("i4"), np.dtype("i1")), "is_skew_symmetric"),  # -128
         (p.subtract(_closed("is_positive_definite"), _closed("is_positive_semidefinite")), "is_positive_semidefinite"),
         (p.subtract(_closed("is_zero"), _closed("is_identity")), "has_unit_diagonal"),
+        (p.take(_closed("is_permutation", n=6), (6, 6), range(4), range(1, 5)), "is_permutation"),
+        (p.take(_closed("is_unitary", n=6), (6, 6), range(4), range(4)), "is_unitary"),
         (p.subtract(_closed("is_zero"), _closed("is_positive_definite")), "is_positive_semidefinite"),
     ],
 )

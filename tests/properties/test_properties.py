@@ -21,7 +21,7 @@ def test_what_follows_from_the_truth_is_true(a: Array, data: st.DataObject) -> N
 @given(matrices())
 def test_the_whole_truth_is_closed(a: Array) -> None:
     flags = all_flags(a)
-    assert closure(flags, a.shape, a.dtype.kind != "c") == flags  # type: ignore[arg-type]
+    assert closure(flags, a.shape, a.dtype.kind != "c") == flags
 
 
 @given(st.dictionaries(st.sampled_from(list(PROPERTIES)), st.booleans(), max_size=5), st.booleans())
@@ -172,13 +172,13 @@ def test_flags_without_meaning_are_refused(flags: int) -> None:
 
 @given(matrices(), st.data())
 def test_json_round_trip(a: Array, data: st.DataObject) -> None:
-    properties = Properties.from_flags(data.draw(claimed(a)), a.shape, a.dtype)  # type: ignore[arg-type]
+    properties = Properties.from_flags(data.draw(claimed(a)), a.shape, a.dtype)
     text = json.dumps(properties.to_json())
-    assert Properties.from_json(json.loads(text), a.shape, a.dtype) == properties  # type: ignore[arg-type]
+    assert Properties.from_json(json.loads(text), a.shape, a.dtype) == properties
     copy = properties.copy()
     assert copy == properties
     copy.clear()
-    assert Properties.from_json({}, a.shape, a.dtype) == copy  # type: ignore[arg-type]
+    assert Properties.from_json({}, a.shape, a.dtype) == copy
 
 
 def test_json_of_others() -> None:

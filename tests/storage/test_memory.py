@@ -14,7 +14,7 @@ from pycauset.storage import FunctionStore, TileStore, aligned_empty, as_store, 
 from pycauset.storage.direct import crc32c
 from pycauset.tiling import Rect
 
-SLACK = 128 << 10  # interpreter objects and NumPy's cast buffers
+SLACK = 256 << 10  # interpreter objects and NumPy's cast buffers, 8192 elements each
 
 
 def peak(work: Callable[[], None]) -> int:

@@ -1,0 +1,122 @@
+"""NumPy's protocols: what ``np.add(A, x)``, ``x @ A``, ``np.trace(A)`` and the like do when A is a Matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from pycauset import operations
+from pycauset.errors import DtypeError, NotInMemoryError
+
+if TYPE_CHECKING:
+    from pycauset.matrix import Matrix
+
+__all__ = ["array", "array_function", "array_ufunc", "in_memory"]
+
+_BINARY: Final = frozenset({"add", "subtract", "multiply", "divide", "true_divide"})
+_UNARY: Final = frozenset({"negative", "positive", "absolute"})
+
+
+def array(a: Matrix, dtype: DTypeLike | None, copy: bool | None) -> NDArray[Any]:
+    """``__array__``: a matrix in RAM is shared, any other loaded, within the limit of ``to_numpy``."""
+    fits = a._array is not None and (dtype is None or np.dtype(dtype) == a.dtype)
+    if copy is False and not fits:
+        raise NotInMemoryError(f"{a!r} cannot become an array of {dtype or a.dtype} without a copy; pass copy=None")
+    loaded = a.to_numpy()
+    if dtype is not None and loaded.dtype != np.dtype(dtype):
+        return loaded.astype(dtype)
+    return loaded.copy() if copy and fits else loaded
+
+
+def in_memory(a: Matrix) -> NDArray[Any]:
+    """The array that DLPack shares."""
+    if a._array is None:
+        raise NotInMemoryError(f"{a!r} is not in RAM as it is, so DLPack cannot share it; pass A.to_numpy()")
+    return a._array
+
+
+def array_ufunc(ufunc: np.ufunc, method: str, inputs: Sequence[Any], options: Mapping[str, Any]) -> Any:
+    """``__array_ufunc__``: sums, products, scalars, signs and conjugation; a typed error for every other function."""
+    from pycauset.matrix import Matrix
+
+    name = ufunc.__name__
+    options = dict(options)
+    (out,) = options.pop("out", (None,))
+    if method != "__call__" or options:
+        more = f".{method}" if method != "__call__" else f" with {', '.join(options)}"
+        raise DtypeError(f"np.{name}{more} is not computed on a Matrix; use A.to_numpy(), or slices of A, with NumPy")
+    if name == "matmul":
+        from pycauset.linalg import matmul
+
+        return matmul(inputs[0], inputs[1], out)
+    if name in _BINARY:
+        return operations.binary({"divide": "true_divide"}.get(name, name), inputs[0], inputs[1], out)
+    matrix = inputs[0]
+    if name in _UNARY and isinstance(matrix, Matrix):
+        return operations.unary(name, matrix, out)
+    if name == "conjugate" and isinstance(matrix, Matrix) and out is None:
+        return matrix.conj()
+    if not all(isinstance(x, (Matrix, np.ndarray)) or operations.as_scalar(x) is not None for x in inputs):
+        return NotImplemented
+    raise DtypeError(f"np.{name} is not computed on a Matrix; use A.to_numpy(), or slices of A, with NumPy")
+
+
+def array_function(function: Any, args: Any, kwargs: Any) -> Any:
+    """``__array_function__``: the functions of `_FUNCTIONS`; a typed error for every other."""
+    ours = _FUNCTIONS.get(function)
+    if ours is None:
+        name = f"{function.__module__}.{function.__name__}".replace("numpy", "np")
+        raise DtypeError(f"{name} is not computed on a Matrix; use A.to_numpy(), or slices of A, with NumPy")
+    try:
+        return ours(*args, **kwargs)
+    except TypeError as error:
+        if isinstance(error, DtypeError):
+            raise
+        raise DtypeError(f"np.{function.__name__} on a Matrix: {error}; use A.to_numpy() for what it does not take") from None
+
+
+def _dot(a: Any, b: Any, out: Any = None) -> Any:
+    from pycauset.linalg import matmul
+
+    if out is None and (operations.as_scalar(a) is not None or operations.as_scalar(b) is not None):
+        return operations.binary("multiply", a, b)
+    return matmul(a, b, out=out)
+
+
+def _norm(x: Any, ord: Any = None) -> Any:
+    return x.norm(ord)
+
+
+def _sum(a: Any, axis: int | None = None) -> Any:
+    return a.sum(axis)
+
+
+def _transpose(a: Any, axes: Any = None) -> Any:
+    if axes is None or tuple(axes) in ((1, 0), (-1, -2), (1, -2), (-1, 0)):
+        return a.T
+    return a
+
+
+_FUNCTIONS: Final[dict[Any, Callable[..., Any]]] = {
+    np.dot: _dot,
+    np.trace: lambda a: a.trace(),
+    np.linalg.trace: lambda x: x.trace(),
+    np.sum: _sum,
+    np.linalg.norm: _norm,
+    np.linalg.matmul: lambda x1, x2: _dot(x1, x2),
+    np.linalg.matrix_norm: lambda x, ord="fro": x.norm(ord),
+    np.transpose: _transpose,
+    np.matrix_transpose: _transpose,
+    np.linalg.matrix_transpose: _transpose,
+    np.shape: lambda a: a.shape,
+    np.ndim: lambda a: a.ndim,
+    np.size: lambda a: a.size,
+    np.copy: lambda a: a.copy(),
+    np.real: lambda val: val.real,
+    np.imag: lambda val: val.imag,
+    np.iscomplexobj: lambda x: x.dtype.kind == "c",
+    np.isrealobj: lambda x: x.dtype.kind != "c",
+}

@@ -1,0 +1,353 @@
+"""Functions on matrices: products, norms and traces of anything that can be a matrix; opening, saving and planning."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from pycauset import operations
+from pycauset.errors import ConfigError, DtypeError, ShapeError
+from pycauset.matrix import FAST, Matrix, asmatrix
+from pycauset.properties import Properties
+from pycauset.solver import is_small
+from pycauset.storage import TileStore, create_store, open_store
+from pycauset.tiling import Rect
+
+if TYPE_CHECKING:
+    from pycauset.solver import Factor, SolverPlan
+
+__all__ = ["matmul", "norm", "trace"]
+
+Array = np.ndarray[Any, Any]
+_SMALL_ELEMENTS: Final = 1 << 20
+
+
+def matmul(
+    a: Any,
+    b: Any,
+    out: Any = None,
+    *,
+    memory: int | float | str | None = None,
+    gpu_memory: int | float | str | None = None,
+    progress: Any = None,
+) -> Any:
+    """Matrix product ``a @ b`` of operands that may lie in RAM, on disk or nowhere, larger than memory or not.
+
+    Element types are promoted as by ``np.result_type`` to float32, float64, complex64 or complex128. Booleans times
+    booleans give exact int64 counts (NumPy gives a logical or). Products of other integers are refused: convert one.
+
+    Parameters
+    ----------
+    a, b : Matrix or array_like (m, k) and (k, n)
+        One-dimensional operands follow NumPy's rules: ``(m, k) @ (k,)`` gives ``(m,)``.
+    out : Matrix or ndarray (m, n), or path, optional
+        Where the product goes. A path becomes a Zarr folder, or a ``.npy`` file by its suffix; it appears when the product
+        is finished, and must not exist.
+    memory, gpu_memory : int or str, optional
+        Bytes that the operation may take beyond what the process holds already: ``"2GB"``. Default: the settings, else
+        what is free.
+    progress : bool or callable, optional
+        See `pycauset.progress.reporter`.
+
+    Returns
+    -------
+    Matrix (m, n), ndarray (m,) or (n,), or scalar
+        ``out`` if it was a matrix or an array; a path comes back opened. Without ``out`` the product lies in RAM if there
+        is room, else in a scratch store that goes with its last reference.
+
+    Raises
+    ------
+    ShapeError, DtypeError
+        If the operands do not fit together, or ``out`` does not fit the product.
+    OverlapError
+        If ``out`` shares storage with an operand.
+    MemoryLimitError
+        If a limit is too small for any plan; the message has the numbers.
+    StoreError
+        If a store cannot be read or written.
+
+    Examples
+    --------
+    >>> matmul(np.eye(2), [[1.0, 2.0], [3.0, 4.0]]).to_numpy()
+    array([[1., 2.],
+           [3., 4.]])
+    """
+    if out is None:
+        quick = _quick_product(a, b)
+        if quick is not None:
+            return quick
+    left, right = _dimensions(a, "first"), _dimensions(b, "second")
+    x = asmatrix(a)
+    x = x.T if left == 1 else x
+    y = asmatrix(b)
+    if x.shape[1] != y.shape[0]:
+        shapes = tuple(np.shape(obj) if isinstance(obj, (list, tuple)) else tuple(obj.shape) for obj in (a, b))
+        raise ShapeError(
+            f"matmul: shapes {shapes[0]} and {shapes[1]} do not fit: {x.shape[1]} columns meet {y.shape[0]} rows, "
+            "which must be equal"
+        )
+    if left == 1 or right == 1:
+        return _vector_product(x, y, left, right, out, memory, gpu_memory, progress)
+    if isinstance(out, (str, os.PathLike)):
+        return _to_path(x, y, out, memory, gpu_memory, progress)
+    flags = operations.product_flags(x, y)
+    if out is None:
+        array = _small_product(x, y)
+        if array is not None:
+            return Matrix._of_array(array, flags)
+        return Matrix._of_store(_multiply(x, y, None, memory, gpu_memory, progress), "N", flags)
+    target = _out(out)
+    if target.op == "T":  # (A B)ᵀ = Bᵀ Aᵀ, straight into the store
+        _multiply(y.T, x.T, target.store, memory, gpu_memory, progress)
+    elif target.op == "N":
+        _multiply(x, y, target.store, memory, gpu_memory, progress)
+    else:
+        raise ShapeError(f"matmul: out is {out!r}; a conjugated view cannot take a result, give the matrix itself")
+    if isinstance(out, Matrix):
+        out.properties = Properties(out.shape, out.dtype, flags)
+    return out
+
+
+def _quick_product(a: Any, b: Any) -> Any:
+    """Small products in RAM, which cost less than thinking about them; None for all others."""
+    x = a if type(a) is np.ndarray else a._array if type(a) is Matrix else None
+    y = b if type(b) is np.ndarray else b._array if type(b) is Matrix else None
+    if x is None or y is None or x.dtype != y.dtype or x.dtype not in FAST or not (0 < x.ndim < 3 and 0 < y.ndim < 3):
+        return None
+    k = x.shape[-1]
+    m, n = x.size // k if k else 0, y.size // k if k else 0
+    if k != y.shape[0] or k == 0 or m * n > _SMALL_ELEMENTS or not is_small(m, n, k):
+        return None
+    product = np.matmul(x, y)
+    if product.ndim < 2:
+        return product
+    if type(a) is Matrix and type(b) is Matrix:
+        return Matrix._of_array(product, operations.product_flags(a, b))
+    # An array has no properties, and without any on the other side there is nothing to carry.
+    known = any(type(obj) is Matrix and obj._flags() for obj in (a, b))
+    return Matrix._of_array(product, operations.product_flags(asmatrix(a), asmatrix(b)) if known else 0)
+
+
+def _dimensions(obj: Any, which: str) -> int:
+    if isinstance(obj, (list, tuple)):
+        try:
+            shape = np.shape(obj)
+        except ValueError as error:
+            raise ShapeError(f"matmul: the {which} operand is no matrix: {error}") from None
+    elif hasattr(obj, "shape"):
+        shape = tuple(obj.shape)
+    else:
+        raise DtypeError(f"matmul: the {which} operand is a {type(obj).__qualname__}; it must be a Matrix or an array")
+    if len(shape) not in (1, 2):
+        raise ShapeError(f"matmul: the {which} operand has shape {tuple(shape)}; it must have one or two dimensions")
+    return len(shape)
+
+
+def _out(out: Any) -> Matrix:
+    if not isinstance(out, Matrix) and not hasattr(out, "shape"):
+        raise DtypeError(f"matmul: out is a {type(out).__qualname__}; it must be a Matrix, an array, or a path")
+    if len(out.shape) != 2:
+        raise ShapeError(f"matmul: out has shape {tuple(out.shape)}; it must have two dimensions")
+    return asmatrix(out)
+
+
+def _factor(a: Matrix) -> Factor:
+    from pycauset.solver import Factor
+
+    if a.op == "C":  # kernels know transposes, but no conjugation by itself
+        a = operations.copied(a.store, a.op, a.dtype, a._flags(), owner="conjugate")
+    return Factor(a.store, a.op, a._flags())
+
+
+def _multiply(a: Matrix, b: Matrix, out: TileStore | None, memory: Any, gpu_memory: Any, progress: Any) -> TileStore:
+    from pycauset.solver import multiply
+
+    return multiply(_factor(a), _factor(b), out=out, memory=memory, gpu_memory=gpu_memory, progress=progress)
+
+
+def _small_product(a: Matrix, b: Matrix) -> Array | None:
+    """The product by one NumPy call, if it is so small that nothing else could be faster, wherever the operands lie."""
+    (m, k), n = a.shape, b.shape[1]
+    if not is_small(m, n, k) or max(m * n, m * k, k * n) > _SMALL_ELEMENTS:
+        return None
+    from pycauset.solver import layout_of
+
+    layout = layout_of(_factor(a), _factor(b))
+    x, y = (f.to_numpy().astype(layout.compute, copy=False) for f in (a, b))
+    product: Array = np.matmul(x, y)
+    return product.astype(layout.dtype, copy=False)
+
+
+def _vector_product(x: Matrix, y: Matrix, left: int, right: int, out: Any, memory: Any, gpu_memory: Any, progress: Any) -> Any:
+    """Products with a vector: NumPy arrays, in RAM."""
+    array = _small_product(x, y)
+    if array is None:
+        store = _multiply(x, y, None, memory, gpu_memory, progress)
+        whole = Rect(0, store.shape[0], 0, store.shape[1])
+        array = store.view(whole)
+        if array is None:
+            array = np.empty(store.shape, store.dtype)
+            store.read(whole, array)
+    array = array[0, 0] if left == right == 1 else array[0] if left == 1 else array[:, 0]
+    if out is None:
+        return array
+    if not isinstance(out, np.ndarray) or out.shape != array.shape:
+        raise ShapeError(f"matmul: out must be an array of shape {array.shape} for a product with a vector")
+    if not np.can_cast(array.dtype, out.dtype, "same_kind"):
+        raise DtypeError(f"matmul: the product is {array.dtype}, which out of {out.dtype} cannot hold")
+    out[...] = array
+    return out
+
+
+def _to_path(x: Matrix, y: Matrix, path: Any, memory: Any, gpu_memory: Any, progress: Any) -> Matrix:
+    """The product in a new store at ``path``, stored as one triangle if it is symmetric or Hermitian by construction."""
+    from pycauset.solver import layout_of
+
+    a, b = _factor(x), _factor(y)
+    layout = layout_of(a, b)
+    plain = os.fspath(path).endswith(".npy")
+    flags = operations.product_flags(x, y)
+    claims = Properties(layout.shape, layout.dtype, flags).to_json()
+    store = create_store(
+        path,
+        layout.shape,
+        layout.dtype,
+        chunks=None if plain else layout.chunks,
+        structure="full" if plain else layout.structure,
+        attributes={"properties": claims} if claims else None,
+    )
+    from pycauset.solver import multiply
+
+    return Matrix(multiply(a, b, out=store, memory=memory, gpu_memory=gpu_memory, progress=progress))
+
+
+def norm(a: Any, ord: str | float | None = "fro") -> float:
+    """Norm of a matrix in double precision: "fro", 1, inf or "max"; see `Matrix.norm`.
+
+    Examples
+    --------
+    >>> norm([[3.0, 0.0], [0.0, 4.0]])
+    5.0
+    """
+    return asmatrix(a).norm(ord)
+
+
+def trace(a: Any) -> Any:
+    """Sum of the main diagonal of a matrix (m, n), a NumPy scalar.
+
+    Examples
+    --------
+    >>> trace(np.eye(3))
+    np.float64(3.0)
+    """
+    return asmatrix(a).trace()
+
+
+def open(path: str | os.PathLike[str]) -> Matrix:
+    """Open a matrix on disk: a Zarr array (version 2 or 3), a ``.npy`` file, or the URL of a remote Zarr array.
+
+    Nothing but metadata is read. Assigning to elements writes to the file, where that is allowed.
+
+    Raises
+    ------
+    StoreNotFoundError, CorruptTileError, StoreError
+        If nothing is there, it is damaged or unfinished, or of another kind.
+    ShapeError, DtypeError
+        If it has more than two dimensions, or elements that are no numbers.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> path = os.path.join(tempfile.mkdtemp(), "a.zarr")
+    >>> save(path, np.eye(3))
+    >>> open(path).trace()
+    np.float64(3.0)
+    """
+    return Matrix(open_store(path))
+
+
+def save(
+    path: str | os.PathLike[str], matrix: Any, *, checksum: bool = False, overwrite: bool = False, progress: Any = None
+) -> None:
+    """Write a matrix to disk, tile by tile: a Zarr v3 folder, or a ``.npy`` file by its suffix.
+
+    A matrix claimed to be triangular, symmetric, Hermitian or skew-symmetric is stored as one triangle in a Zarr folder.
+    The claims are stored with it.
+
+    Parameters
+    ----------
+    path : path-like
+        It appears when everything is written, never before.
+    matrix : Matrix or array_like (m, n)
+    checksum : bool
+        Append a crc32c checksum to each chunk (Zarr only).
+    overwrite : bool
+        Replace a matrix of this name; the old one stays until the new one is finished.
+    progress : bool or callable, optional
+        See `pycauset.progress.reporter`.
+
+    Raises
+    ------
+    StoreExistsError, StoreNotFoundError, StorePermissionError, StoreFullError
+        If the path is taken, its folder missing or not writable, or the file system too full.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> path = os.path.join(tempfile.mkdtemp(), "a.npy")
+    >>> save(path, [[1.0, 2.0]])
+    >>> np.load(path)
+    array([[1., 2.]])
+    """
+    a = asmatrix(matrix)
+    plain = os.fspath(path).endswith(".npy")
+    claims = a.properties.to_json()
+    store = create_store(
+        path,
+        a.shape,
+        a.dtype,
+        checksum=checksum,
+        structure="full" if plain else _structure(a),
+        attributes={"properties": claims} if claims else None,
+        overwrite=overwrite,
+    )
+    operations.copy_into(a, store, owner=f"save {os.fspath(path)}", progress=progress)
+
+
+def _structure(a: Matrix) -> str:
+    """The structure of storage that the claims allow."""
+    known = a.properties
+    if a.shape[0] != a.shape[1]:
+        return "full"
+    if known.is_lower_triangular:
+        return "lower"
+    if known.is_upper_triangular:
+        return "upper"
+    if a.dtype.kind not in "fc":
+        return "full"
+    if known.is_symmetric:
+        return "symmetric"
+    if known.is_hermitian:
+        return "hermitian"
+    return "skew" if known.is_skew_symmetric else "full"
+
+
+def plan(operation: str, a: Any, b: Any, *, out_on_disk: bool = False, memory: Any = None, gpu_memory: Any = None) -> SolverPlan:
+    """What an operation would do and cost, without doing it: ``plan("matmul", A, B).explain()``.
+
+    Raises
+    ------
+    ConfigError
+        If no such operation can be planned.
+    MemoryLimitError
+        From ``plan.route``, if nothing fits the limits.
+    """
+    from pycauset.solver import plan as solver_plan
+
+    if operation != "matmul":
+        raise ConfigError(f"plan: the operation is {operation!r}; only 'matmul' can be planned")
+    x = asmatrix(a)
+    x = x.T if len(getattr(a, "shape", (0, 0))) == 1 else x
+    return solver_plan("matmul", _factor(x), _factor(asmatrix(b)), out_on_disk=out_on_disk, memory=memory, gpu_memory=gpu_memory)

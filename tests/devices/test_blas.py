@@ -1,0 +1,103 @@
+"""BLAS through ctypes: every flag, dtype and leading dimension; nothing outside the tile is touched; the GIL is free."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pycauset.devices.blas import gemm, rank_k
+
+DTYPES = ("float32", "float64", "complex64", "complex128")
+OP = {"N": lambda x: x, "T": lambda x: x.T, "H": lambda x: x.conj().T}
+
+
+def padded(rng, shape, dtype, pad):
+    """A row-major tile within a larger array, and that array."""
+    x = rng.standard_normal((shape[0] + 2, shape[1] + pad))
+    if np.dtype(dtype).kind == "c":
+        x = x + 1j * rng.standard_normal(x.shape)
+    x = x.astype(dtype)
+    return x[1 : 1 + shape[0], pad // 2 : pad // 2 + shape[1]], x
+
+
+def close(c, exact, k):
+    return np.abs(c - exact).max(initial=0) <= 30 * (k + 1) * np.finfo(c.dtype).eps * max(1.0, np.abs(exact).max(initial=0))
+
+
+@given(
+    st.integers(1, 9), st.integers(1, 9), st.integers(0, 9), st.sampled_from(DTYPES), st.sampled_from("NTH"), st.sampled_from("NTH"),
+    st.integers(0, 5), st.sampled_from([(1.0, 0.0), (-0.5, 1.0), (2 - 1j, 0.5 + 2j), (0.0, 0.0)]), st.integers(0, 2**32 - 1),
+)  # fmt: skip
+def test_gemm(m, n, k, dtype, op_a, op_b, pad, scalars, seed):
+    rng = np.random.default_rng(seed)
+    alpha, beta = scalars if np.dtype(dtype).kind == "c" else (complex(scalars[0]).real, complex(scalars[1]).real)
+    a, _ = padded(rng, (m, k) if op_a == "N" else (k, m), dtype, pad)
+    b, _ = padded(rng, (k, n) if op_b == "N" else (n, k), dtype, pad)
+    c, around = padded(rng, (m, n), dtype, pad)
+    before, outside = c.copy(), around.copy()
+    if beta == 0:
+        c[...] = np.nan  # must not be read
+    gemm(a, b, c, alpha=alpha, beta=beta, op_a=op_a, op_b=op_b)
+    assert close(c, alpha * (OP[op_a](a) @ OP[op_b](b)) + beta * before, k)
+    c[...] = before
+    assert np.array_equal(around, outside), "something outside the tile has changed"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("op_a", "hermitian", "pad"), list(itertools.product("NTH", [False, True], [0, 3])))
+def test_rank_k_updates_the_lower_triangle_alone(dtype, op_a, hermitian, pad):
+    if op_a == "H" and not hermitian and np.dtype(dtype).kind == "c":
+        pytest.skip("op(A) op(A)ᵀ of a conjugate transpose is no BLAS routine")
+    if op_a == "T" and hermitian and np.dtype(dtype).kind == "c":
+        pytest.skip("nor is op(A) op(A)ᴴ of a plain transpose")
+    rng = np.random.default_rng(40)
+    a, _ = padded(rng, (13, 7) if op_a == "N" else (7, 13), dtype, pad)
+    c, around = padded(rng, (13, 13), dtype, pad)
+    if hermitian:
+        np.fill_diagonal(c, c.diagonal().real)
+    before, outside = c.copy(), around.copy()
+    rank_k(a, c, alpha=0.5, beta=-2.0, op_a=op_a, hermitian=hermitian)
+    x = OP[op_a](a)
+    exact = 0.5 * x @ (x.conj().T if hermitian else x.T) - 2.0 * before
+    lower, upper = np.tril_indices(13), np.triu_indices(13, 1)
+    assert close(c[lower], exact[lower], 7)
+    assert np.array_equal(c[upper], before[upper])
+    c[...] = before
+    assert np.array_equal(around, outside)
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_a_tile_that_is_not_row_major_is_refused(which):
+    tiles = [np.ones((4, 4)) for _ in range(3)]
+    tiles[which] = np.ones((4, 8))[:, ::2]
+    with pytest.raises(ValueError, match="not row-major"):
+        gemm(*tiles)
+
+
+def test_other_threads_run_during_a_call():
+    """A thread ends the wait for BLAS: holding the GIL, the call would finish before the thread has counted at all."""
+    a = np.ones((1500, 1500))
+    c = np.empty_like(a)
+    begun, stop, turns = threading.Event(), threading.Event(), [0]
+
+    def count() -> None:
+        begun.set()
+        while not stop.is_set():
+            turns[0] += 1
+
+    thread = threading.Thread(target=count)
+    thread.start()
+    begun.wait()
+    counted = []
+    for _ in range(3):
+        before = turns[0]
+        gemm(a, a, c)
+        counted.append(turns[0] - before)
+    stop.set()
+    thread.join()
+    assert max(counted) > 100

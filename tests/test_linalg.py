@@ -1,0 +1,227 @@
+"""Products, norms, saving and planning through the public functions, against NumPy in higher precision."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import pycauset
+from pycauset import Matrix, errors, linalg
+from pycauset.storage import create_store
+from pycauset.tiling import Rect
+
+DTYPES = ["float32", "float64", "complex64", "complex128"]
+
+
+def draw(shape: tuple[int, ...], dtype: str = "float64", seed: int = 0) -> np.ndarray[Any, Any]:
+    rng = np.random.default_rng(seed)
+    a = rng.standard_normal(shape)
+    if np.dtype(dtype).kind == "c":
+        a = a + 1j * rng.standard_normal(shape)
+    return a > 0 if dtype == "bool" else a.astype(dtype)
+
+
+def stored(a: np.ndarray[Any, Any], path: Path) -> Matrix:
+    store = create_store(path, a.shape, a.dtype, chunks=(64, 64))
+    store.write(Rect(0, a.shape[0], 0, a.shape[1]), a)
+    store.commit()
+    return pycauset.open(path)
+
+
+def exact(a: Any, b: Any) -> np.ndarray[Any, Any]:
+    """In extended precision, where that takes no time: NumPy multiplies it by plain loops."""
+    wide = np.clongdouble if a.shape[0] * a.size < 2_000_000 else np.complex128
+    return np.asarray(a).astype(wide) @ np.asarray(b).astype(wide)
+
+
+def assert_product(c: Any, a: Any, b: Any) -> None:
+    """Within the bound of a product: k eps |A||B|."""
+    c = np.asarray(c)
+    bound = np.abs(a).astype(float) @ np.abs(b).astype(float) * np.finfo(c.dtype).eps * (a.shape[-1] + 4)
+    assert (np.abs(c - exact(a, b)) <= bound + np.finfo(c.dtype).tiny).all()
+
+
+@pytest.mark.parametrize("left", DTYPES)
+@pytest.mark.parametrize("right", [*DTYPES, "bool"])
+@pytest.mark.parametrize("place", ["ram", "disk", "mixed"])
+def test_products_of_all_types(tmp_path: Path, left: str, right: str, place: str) -> None:
+    a, b = draw((97, 130), left, 1), draw((130, 61), right, 2)
+    A = stored(a, tmp_path / "a.zarr") if place != "ram" else Matrix(a)
+    B = stored(b, tmp_path / "b.zarr") if place == "disk" else Matrix(b)
+    for C in (A @ B, A @ b, a @ B, pycauset.matmul(a, b), np.matmul(A, B), np.dot(A, b)):
+        assert isinstance(C, Matrix)
+        assert C.dtype == np.result_type(a, b)
+        assert_product(C, a, b)
+
+
+@pytest.mark.parametrize("place", ["ram", "disk"])
+@pytest.mark.parametrize("size", [(70, 90, 50), (410, 700, 333)])
+@pytest.mark.parametrize(("op_a", "op_b"), [("N", "T"), ("T", "N"), ("H", "H"), ("C", "N"), ("N", "C")])
+def test_products_of_views(tmp_path: Path, place: str, size: tuple[int, int, int], op_a: str, op_b: str) -> None:
+    m, k, n = size
+    take = {"N": lambda x: x, "T": lambda x: x.T, "H": lambda x: x.conj().T, "C": lambda x: x.conj()}
+    view = {**take, "H": lambda x: x.H}
+    a = draw((k, m) if op_a in "TH" else (m, k), "complex128", 3)
+    b = draw((n, k) if op_b in "TH" else (k, n), "complex128", 4)
+    A = stored(a, tmp_path / "a.zarr") if place == "disk" else Matrix(a)
+    B = stored(b, tmp_path / "b.zarr") if place == "disk" else Matrix(b)
+    C = view[op_a](A) @ view[op_b](B)
+    np.testing.assert_allclose(C.to_numpy(), take[op_a](a) @ take[op_b](b), rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("place", ["ram", "disk"])
+@pytest.mark.parametrize("n", [50, 600])
+def test_vectors_follow_numpys_rules(tmp_path: Path, place: str, n: int) -> None:
+    a, x, y = draw((n, n + 7), seed=5), draw((n + 7,), seed=6), draw((n,), seed=7)
+    A = stored(a, tmp_path / "a.zarr") if place == "disk" else Matrix(a)
+    for found, expected in (
+        (A @ x, a @ x),
+        (y @ A, y @ a),
+        (A.T @ y, a.T @ y),
+        (pycauset.matmul(a, x), a @ x),
+        (A @ list(x), a @ x),
+        (A @ x.astype("complex64"), a @ x.astype("complex64")),
+    ):
+        assert type(found) is np.ndarray
+        assert (found.shape, found.dtype) == (expected.shape, expected.dtype)
+        np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-10)
+    assert (A @ x[:, None]).shape == (n, 1)
+    assert pycauset.matmul(x, x) == pytest.approx(x @ x)
+    out = np.full(n, np.nan)
+    assert pycauset.matmul(A, x, out=out) is out
+    np.testing.assert_allclose(out, a @ x, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("place", ["ram", "disk"])
+@pytest.mark.parametrize("size", [(40, 70, 30), (300, 900, 410)])
+def test_booleans_are_counted(tmp_path: Path, place: str, size: tuple[int, int, int]) -> None:
+    m, k, n = size
+    a, b = draw((m, k), "bool", 8), draw((k, n), "bool", 9)
+    A = stored(a, tmp_path / "a.zarr") if place == "disk" else Matrix(a)
+    C = A @ Matrix(b)
+    assert C.dtype == np.int64
+    np.testing.assert_array_equal(C.to_numpy(), a.astype(np.int64) @ b.astype(np.int64))
+
+
+@pytest.mark.parametrize("size", [(40, 70, 30), (300, 900, 410)])
+def test_outputs(tmp_path: Path, size: tuple[int, int, int]) -> None:
+    m, k, n = size
+    a, b = draw((m, k), seed=10), draw((k, n), seed=11)
+    A, B = stored(a, tmp_path / "a.zarr"), Matrix(b)
+    array = np.full((m, n), np.nan)
+    assert pycauset.matmul(A, B, out=array) is array
+    assert_product(array, a, b)
+    narrow = np.full((m, n), np.nan, np.float32)
+    pycauset.matmul(a, b, out=narrow)
+    np.testing.assert_allclose(narrow, a @ b, rtol=1e-4, atol=1e-4)
+    for name in ("c.zarr", "c.npy"):
+        C = pycauset.matmul(A, b, out=tmp_path / name)
+        assert C.store.path == tmp_path / name
+        assert_product(pycauset.open(str(tmp_path / name)), a, b)
+    D = stored(np.full((m, n), np.nan), tmp_path / "d.zarr")
+    D.properties.is_zero = True
+    assert pycauset.matmul(A, B, out=D) is D
+    assert_product(pycauset.open(tmp_path / "d.zarr"), a, b)
+    assert D.properties.is_zero is None
+    E = Matrix(np.full((n, m), np.nan))
+    pycauset.matmul(A, B, out=E.T)
+    assert_product(E.T, a, b)
+
+
+def test_a_gram_matrix_on_disk_is_symmetric(tmp_path: Path) -> None:
+    a = draw((1100, 40), seed=12)
+    A = stored(a, tmp_path / "a.zarr")
+    C = pycauset.matmul(A, A.T, out=tmp_path / "c.zarr")
+    assert C.store.structure == "symmetric"
+    assert C.properties.is_positive_semidefinite is True
+    np.testing.assert_allclose(C.to_numpy(), a @ a.T, rtol=1e-11, atol=1e-11)
+
+
+def test_products_under_a_memory_limit(tmp_path: Path) -> None:
+    a, b = draw((1500, 1400), seed=13), draw((1400, 1300), seed=14)
+    A, B = stored(a, tmp_path / "a.zarr"), stored(b, tmp_path / "b.zarr")
+    C = pycauset.matmul(A, B, out=tmp_path / "c.zarr", memory="64MB")
+    np.testing.assert_allclose(C.to_numpy(), a @ b, rtol=1e-9, atol=1e-9)
+    with pytest.raises(MemoryError):
+        pycauset.matmul(A, B, out=tmp_path / "d.zarr", memory=1000)
+    assert not (tmp_path / "d.zarr").exists()
+
+
+def test_plans_are_explained(tmp_path: Path) -> None:
+    A = pycauset.random((20_000, 10_000), seed=1)
+    text = pycauset.plan("matmul", A, A.T, out_on_disk=True).explain()
+    assert "matmul" in text
+    with pytest.raises(errors.ConfigError, match="'qr'"):
+        pycauset.plan("qr", A, A)
+
+
+def test_norm_and_trace_of_anything() -> None:
+    a = draw((30, 20), seed=15)
+    assert linalg.norm(a) == pytest.approx(np.linalg.norm(a))
+    assert linalg.norm(a.tolist(), 1) == pytest.approx(np.linalg.norm(a, 1))
+    assert linalg.trace(a) == pytest.approx(np.trace(a))
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "built_in", "words"),
+    [
+        (lambda a, f: pycauset.matmul(a, np.ones((4, 4))), errors.ShapeError, ValueError, r"\(6, 6\) and \(4, 4\)"),
+        (lambda a, f: pycauset.matmul(a, np.ones(4)), errors.ShapeError, ValueError, r"\(6, 6\) and \(4,\)"),
+        (lambda a, f: pycauset.matmul(a, np.ones((2, 6, 6))), errors.ShapeError, ValueError, r"\(2, 6, 6\)"),
+        (lambda a, f: pycauset.matmul(a, 3.0), errors.DtypeError, TypeError, "second operand is a float"),
+        (lambda a, f: pycauset.matmul([[1, 2], [3]], a), errors.ShapeError, ValueError, "first operand"),
+        (lambda a, f: pycauset.matmul(a.astype(int), a.astype(int)), errors.DtypeError, TypeError, r"astype\('float64'\)"),
+        (lambda a, f: pycauset.matmul(a, a, out=np.ones((5, 6))), errors.ShapeError, ValueError, r"\(5, 6\)"),
+        (lambda a, f: pycauset.matmul(a, a, out=np.ones((6, 6), int)), errors.DtypeError, TypeError, "int64"),
+        (lambda a, f: pycauset.matmul(a, a, out=3), errors.DtypeError, TypeError, "out is a int"),
+        (lambda a, f: pycauset.matmul(a, a, out=a), errors.OverlapError, ValueError, "shares storage"),
+        (lambda a, f: pycauset.matmul(a, a.T, out=a[:, ::-1]), errors.OverlapError, ValueError, "shares storage"),
+        (lambda a, f: pycauset.matmul(a, a, out=np.ones(6)), errors.ShapeError, ValueError, r"\(6,\)"),
+        (lambda a, f: pycauset.matmul(a, a, out=f / "no" / "c.zarr"), errors.StoreNotFoundError, FileNotFoundError, "no folder"),
+        (lambda a, f: pycauset.matmul(a, a, out=f / "taken.npy"), errors.StoreExistsError, FileExistsError, "taken.npy"),
+        (lambda a, f: pycauset.matmul(a, a, out=f / "c.csv"), errors.ConfigError, ValueError, "csv"),
+    ],
+)
+def test_bad_input(tmp_path: Path, call: Any, kind: type[Exception], built_in: type[Exception], words: str) -> None:
+    a = draw((6, 6), seed=16)
+    before = a.copy()
+    np.save(tmp_path / "taken.npy", a)
+    with pytest.raises(kind, match=words) as caught:
+        call(a, tmp_path)
+    assert isinstance(caught.value, built_in)
+    np.testing.assert_array_equal(a, before)
+    np.testing.assert_array_equal(np.load(tmp_path / "taken.npy"), before)
+    assert [p.name for p in tmp_path.iterdir()] == ["taken.npy"]
+
+
+def test_an_interrupt_leaves_nothing(tmp_path: Path) -> None:
+    A = pycauset.random((1500, 1500), seed=17)
+
+    def interrupt(done: float, total: float) -> None:
+        assert 0 < done <= total
+        raise KeyboardInterrupt
+
+    def interrupted(rows: Any, cols: Any) -> Any:
+        if rows[-1] > 1000:
+            raise KeyboardInterrupt
+        return np.zeros((len(rows), len(cols)))
+
+    with pytest.raises(KeyboardInterrupt):
+        pycauset.save(tmp_path / "a.zarr", A, progress=interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        pycauset.matmul(A, pycauset.from_function(interrupted, (1500, 1500)), out=tmp_path / "c.zarr")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_result_in_ram_is_counted_until_its_last_view_goes() -> None:
+    from pycauset.governor import governor
+
+    A = pycauset.random((500, 700), seed=18)
+    before = governor().in_use("host")
+    view = (A + 1).T.to_numpy()[3:]
+    assert governor().in_use("host") - before == 500 * 700 * 8
+    del view
+    assert governor().in_use("host") == before
