@@ -51,7 +51,7 @@ class Problem:
 
     def _random(self, rng: np.random.Generator) -> Any:
         array = rng.random((self.n, self.n), np.float32).astype(self.dtype)
-        return array + 1j * array.T if self.dtype.kind == "c" else array
+        return np.ascontiguousarray(array + 1j * array.T) if self.dtype.kind == "c" else array
 
     @property
     def chosen(self) -> str:

@@ -41,18 +41,18 @@ class Rates:
         if kind == "gpu":
             if gpu is None:
                 raise ValueError("the profile has no GPU")
-            self.upload, self.download = gpu.h2d_pinned, gpu.d2h_pinned
+            self.upload, self.download, self.pin = gpu.h2d_pinned, gpu.d2h_pinned, gpu.pin_bandwidth
             # Launches are queued ahead: what one costs the GPU is a fraction of what waiting for it costs the host.
             self.launch = gpu.launch_seconds / 5
         else:
-            self.upload = self.download = float("inf")
+            self.upload = self.download = self.pin = float("inf")
             self.launch = cpu.call_seconds
 
     @property
     def key(self) -> tuple[object, ...]:
         """Equal for rates that predict the same."""
         device = self.profile.cpu if self.kind == "cpu" else self.profile.gpu
-        return self.kind, self.dtype.name, self.read, self.write, self.upload, self.download, self.launch, id(device)
+        return self.kind, self.dtype.name, self.read, self.write, self.upload, self.download, self.pin, self.launch, id(device)
 
     def compute(self, flops: float) -> float:
         """Seconds of one kernel of ``flops`` floating-point operations."""

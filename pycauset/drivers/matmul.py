@@ -25,6 +25,7 @@ from pycauset.devices.rates import Rates
 from pycauset.drivers.matmul_plan import MatmulLimits, MatmulPlan, MatmulProblem, plan_matmul
 from pycauset.drivers.streamer import has_no_chunks
 from pycauset.drivers.task import Operand, Tile, TileTask
+from pycauset.hardware import cpu_info
 from pycauset.storage.base import TileStore
 from pycauset.tiling import Rect, round_up
 
@@ -135,6 +136,16 @@ class MatmulDriver:
                     size = min(max(store.nbytes // 64, 256 << 10), 16 << 20)
                 largest = max(largest, min(size, 32 << 20))
         return round_up(largest, 4096)
+
+    def readers(self, device: Device) -> int:
+        """Threads that fetch tiles: two keep a disk busy; staging arrays in RAM for a GPU scales with the cores."""
+        cores = cpu_info().cores
+        staging = any(has_no_chunks(s) and not device.reaches(s, self.dtype) for s in self.stores[:2])
+        return max(2, min(8, cores // 2)) if staging or cores >= 8 else 2
+
+    def writers(self, device: Device) -> int:
+        """Threads that write tiles."""
+        return max(1, min(4, cpu_info().cores // 4))
 
     def operands(self, plan: MatmulPlan) -> list[Operand]:
         """A, B and C as the streamer takes them."""

@@ -37,6 +37,8 @@ __all__ = ["MatmulLimits", "MatmulPlan", "MatmulProblem", "lower_bound", "plan_m
 _SLACK = 1.10
 #: Rate of 2-D copies between a tile and a larger pinned array, to that of contiguous ones (benchmarks/results, H200).
 _STRIDED_COPY = 0.6
+#: Pinned bytes that every streamed run takes; what it pins beyond them is paid by the plan that wants it.
+_STAGING = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,6 +304,7 @@ def _predict(plan: MatmulPlan, rates: Rates) -> MatmulPlan:
         home = strip / strided[2] / rates.download
         seconds += first / min(strided[:2]) / rates.upload + home
         seconds += (first / rates.read if disk_read else 0) + (strip / rates.write if disk_write else 0)
+        seconds += max(0, plan.host_slots * plan.host_slot_bytes - _STAGING) / rates.pin
         # Between passes the next block waits for strips of the last one, unless they leave as fast as they are finished.
         rate = p.flops / compute if compute else math.inf
         finish = (8.0 if p.dtype.kind == "c" else 2.0) * (strip / es) * plan.drain * plan.tile[2] / rate
@@ -330,7 +333,8 @@ def _predict(plan: MatmulPlan, rates: Rates) -> MatmulPlan:
 def _candidates(count: int, around: float) -> list[int]:
     """Numbers of blocks to try along one side: all small ones, then a neighbourhood of the best guess."""
     low, high = int(around * 0.75), int(around * 1.35) + 2
-    return sorted({r for r in [*range(1, 25), *range(low, high, max(1, (high - low) // 48))] if 1 <= r <= count})
+    near = [*range(1, min(25, int(2 * around) + 7)), *range(low, high, max(1, (high - low) // 48))]
+    return sorted({r for r in [*near, count] if 1 <= r <= count})  # ``count``: the smallest blocks of all, where memory is scarce
 
 
 def _fit(problem: MatmulProblem, limits: MatmulLimits, unified: bool, tall: bool, tile_n: int, tile_k: int, blocks_down: int, drain: int) -> MatmulPlan | None:
@@ -396,7 +400,7 @@ def _keep(plan: MatmulPlan, free: int, slot: list[int]) -> MatmulPlan:
     return replace(plan, keep_a=keep_a, keep_b=keep_b, slots=(a_slots, b_slots + max(0, ahead), c_slots))
 
 
-def _host_level(plan: MatmulPlan, limit: int, piece: int) -> MatmulPlan | None:
+def _host_level(plan: MatmulPlan, limit: int, piece: int, rates: Rates) -> MatmulPlan | None:
     """Give the host level its slots: enough to stage every stage's tiles, then panels worth keeping."""
     p, es = plan.problem, plan.problem.dtype.itemsize
     if all(p.hostless):
@@ -427,10 +431,11 @@ def _host_level(plan: MatmulPlan, limit: int, piece: int) -> MatmulPlan | None:
     rows, cols = plan.blocks
     steps = plan.grid[2]
     keep_a = keep_b = 0
-    if step_a and cols > 1:
+    # A kept panel saves a read in each later pass and costs the pinning of its memory, behind which reads have to wait.
+    if step_a and cols > 1 and (cols - 1) * rates.pin > rates.read:
         keep_a = _retention(left // step_a, steps, plan.keep_a)
         left -= keep_a * step_a
-    if step_b and rows > 1 and not p.rank_k:
+    if step_b and rows > 1 and not p.rank_k and (rows - 1) * rates.pin > rates.read:
         keep_b = _retention(left // step_b, steps * cols, plan.keep_b)
         left -= keep_b * step_b
     used = staging + keep_a * step_a + keep_b * step_b
@@ -464,6 +469,19 @@ def plan_matmul(problem: MatmulProblem, limits: MatmulLimits, rates: Rates, *, u
     MemoryLimitError
         If no plan fits; the message says what the smallest one needs.
     """
+    key = (problem, limits, rates.key, unified, piece)
+    known = _known.get(key)
+    if known is None:
+        if len(_known) >= 64:
+            _known.clear()
+        known = _known[key] = _search(problem, limits, rates, unified, piece)
+    return known
+
+
+_known: dict[tuple[object, ...], MatmulPlan] = {}
+
+
+def _search(problem: MatmulProblem, limits: MatmulLimits, rates: Rates, unified: bool, piece: int) -> MatmulPlan:
     p, es = problem, problem.dtype.itemsize
     if not (p.m and p.n):
         return MatmulPlan(p, unified, (1, 1, 1), (1, 1), 1, 0, 0, 0, 0, (0, 0, 0), 0, 0)  # no result, no tasks
@@ -486,7 +504,7 @@ def plan_matmul(problem: MatmulProblem, limits: MatmulLimits, rates: Rates, *, u
             for drain, blocks_down in itertools.product(drains, counts):
                 plan = _fit(p, limits, unified, tall, tile_n, tile_k, blocks_down, drain)
                 if plan is not None and not unified:
-                    plan = _host_level(plan, limits.host, piece)
+                    plan = _host_level(plan, limits.host, piece, rates)
                 if plan is None:
                     continue
                 plan = replace(_predict(plan, rates), bound=bound)

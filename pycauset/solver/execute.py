@@ -283,28 +283,13 @@ def _take(
                 scope,
                 host_slots=route.plan.host_slots,
                 host_slot_bytes=route.plan.host_slot_bytes,
-                readers=_readers(driver, where),
-                writers=_writers(driver, where),
+                readers=driver.readers(where),
+                writers=driver.writers(where),
                 on_progress=report,
             ) as streamer,
         ):
             streamer.run(driver.tasks(route.plan))
             _statistics = streamer.statistics()
-
-
-def _readers(driver: MatmulDriver, where: Device) -> int:
-    """Threads that fetch tiles: two keep a disk busy; copying within RAM (staging for a GPU) scales with the cores."""
-    from pycauset.hardware import cpu_info
-
-    cores = cpu_info().cores
-    staging = any(in_memory(s) is not None and not where.reaches(s, driver.dtype) for s in driver.stores[:2])
-    return max(2, min(8, cores // 2)) if staging or cores >= 8 else 2
-
-
-def _writers(driver: MatmulDriver, where: Device) -> int:
-    from pycauset.hardware import cpu_info
-
-    return max(1, min(4, cpu_info().cores // 4))
 
 
 @contextlib.contextmanager

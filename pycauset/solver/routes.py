@@ -24,14 +24,14 @@ from pycauset.drivers.streamer import AsyncStreamer
 from pycauset.errors import BackendError, MemoryLimitError
 from pycauset.hardware.profile import HardwareProfile
 from pycauset.solver.factor import Factor, Layout
-from pycauset.storage import TileStore
+from pycauset.storage import ForeignStore, TileStore
 from pycauset.tiling import Rect
 from pycauset.units import format_bytes, format_flops, format_rate, format_seconds
 
 __all__ = ["Limits", "Route", "SolverPlan", "in_memory", "matmul_routes"]
 
 #: Starting lanes and planning: what a streamed product costs before its first tile.
-_STREAM_START = {"cpu": 2e-3, "gpu": 4e-3}
+_STREAM_START = {"cpu": 2e-3, "gpu": 25e-3}
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +161,7 @@ def matmul_routes(
     # Bytes that in-core work adds: operands that are not yet arrays of the computing type, and the result.
     loads = sum(_elements(s) * size for s in stores if in_memory(s) is None or s.dtype != dtype)
     fresh = m * n * size if new_output or not out_in_ram or layout.dtype != dtype else 0
-    disk = sum(s.nbytes for s in stores if in_memory(s) is None)
+    disk = sum(s.nbytes for s in stores if _is_stored(s))
     disk_seconds = disk / profile.disk.read_bandwidth + (0 if out_in_ram else m * n * layout.dtype.itemsize / profile.disk.write_bandwidth)
     touch = fresh / profile.cpu.first_touch_bandwidth if fresh > 1 << 20 else 0.0
     convert = loads / profile.cpu.copy_bandwidth
@@ -192,7 +192,7 @@ def matmul_routes(
                     "CuPy in core",
                     "gpu",
                     False,
-                    up + down + compute + touch + convert + disk_seconds + start + 3 * profile.gpu.launch_seconds,
+                    up + down + compute + touch + convert + disk_seconds + start + 8 * profile.gpu.launch_seconds,
                     (("upload", up), ("compute", compute), ("download", down)),
                     host_bytes=loads + fresh,
                     device_bytes=device_need,
@@ -205,6 +205,11 @@ def matmul_routes(
     if backend != "auto":
         routes = [route for route in routes if route.device == backend]
     return tuple(sorted(routes, key=lambda route: route.seconds))
+
+
+def _is_stored(store: TileStore) -> bool:
+    """Whether elements come from a disk (or another library): neither an array in memory nor computed from their indices."""
+    return in_memory(store) is None and (store.path is not None or store.generation is not None or isinstance(store, ForeignStore))
 
 
 def _elements(store: TileStore) -> int:
@@ -225,7 +230,7 @@ def _streamed(
     places: set[Place] = set()
     for store in driver.stores:
         if not device.reaches(store, dtype):
-            places.add("ram" if in_memory(store) is not None else "disk")
+            places.add("disk" if _is_stored(store) else "ram")
     rates = Rates(profile, device.kind, dtype, places or {"pinned"})
     try:
         plan, temporary = _plan_beside_buffers(device, driver, limits, places, rates)
@@ -243,13 +248,11 @@ def _plan_beside_buffers(
     device: Device, driver: MatmulDriver, limits: Limits, places: set[Place], rates: Rates
 ) -> tuple[MatmulPlan, int]:
     """A plan whose slots leave room for the buffers of reading and writing threads, and the bytes of those."""
-    from pycauset.solver.execute import _readers, _writers
-
     temporary = 0
     for _ in range(3):  # the buffers depend on the tiles, which depend on the room that the buffers leave
         left = replace(limits, host=max(0, limits.host - temporary))
         plan = driver.plan(device, _slot_limits(device, left, places), rates)
-        needed = AsyncStreamer.temporary_bytes(device, driver.operands(plan), _readers(driver, device), _writers(driver, device))
+        needed = AsyncStreamer.temporary_bytes(device, driver.operands(plan), driver.readers(device), driver.writers(device))
         if needed <= temporary or needed + (plan.device_bytes if plan.unified else plan.host_bytes) <= limits.host:
             return plan, needed
         temporary = needed
@@ -265,5 +268,5 @@ def _slot_limits(device: Device, limits: Limits, places: set[Place]) -> MatmulLi
         return MatmulLimits(limits.host)
     host = min(limits.host, limits.pinned) if limits.pinned >= 64 << 20 else limits.host
     if "disk" not in places:
-        host = min(host, 1 << 30)
+        host = min(host, 512 << 20)
     return MatmulLimits(limits.device, host)

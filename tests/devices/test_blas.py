@@ -30,7 +30,8 @@ def close(c, exact, k):
 
 
 @given(
-    st.integers(1, 9), st.integers(1, 9), st.integers(0, 9), st.sampled_from(DTYPES), st.sampled_from("NTH"), st.sampled_from("NTH"),
+    st.integers(1, 9), st.integers(1, 9), st.integers(0, 9), st.sampled_from(DTYPES),
+    st.sampled_from("NTH"), st.sampled_from("NTH"),
     st.integers(0, 5), st.sampled_from([(1.0, 0.0), (-0.5, 1.0), (2 - 1j, 0.5 + 2j), (0.0, 0.0)]), st.integers(0, 2**32 - 1),
 )  # fmt: skip
 def test_gemm(m, n, k, dtype, op_a, op_b, pad, scalars, seed):

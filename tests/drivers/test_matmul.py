@@ -76,7 +76,7 @@ def test_every_op_and_shape(device, shape, dtype):
     rng = np.random.default_rng(20)
     m, n, k = SHAPES[shape]
     size = np.dtype(dtype).itemsize
-    for op_a, op_b in itertools.product("NTH" if size > 4 else "NT", repeat=2):
+    for op_a, op_b in itertools.product("NTH" if dtype == "complex128" else "NT", repeat=2):
         a, b = operands(rng, m, n, k, dtype, op_a, op_b)
         results = []
         for mode in ("async", "sync"):
@@ -237,8 +237,9 @@ def test_rank_k_computes_one_triangle_with_half_the_work(device, place, dtype, o
     a = random_matrix(rng, (n, k) if op_a == "N" else (k, n), dtype)
     store = place(a)
     limit = 24 * 4096 * np.dtype(dtype).itemsize
-    c, full = np.full((n, n), np.nan, dtype), np.full((n, n), np.nan, dtype)
-    plan, statistics = stream(DEVICES[device](), store, store, place(c), limit=limit, host=8 << 20, op_a=op_a, op_b=op_b, rank_k=True)
+    c = np.full((n, n), np.nan, dtype)
+    options = {"op_a": op_a, "op_b": op_b, "rank_k": True}
+    plan, statistics = stream(DEVICES[device](), store, store, place(c), limit=limit, host=8 << 20, **options)
     exact = higher(OP[op_a](a)) @ higher(OP[op_b](a))
     lower = np.tril_indices(n)
     error = np.abs(higher(c)[lower] - exact[lower]).max()
@@ -282,7 +283,7 @@ def test_the_smallest_memory_that_is_not_refused_works(device):
             stream(DEVICES[device](0.0) if device == "gpu" else NumpyDevice(), *stores, limit=limit * 4096, host=host * 4096)
         except MemoryLimitError as error:
             refused += 1
-            assert "83, 61" in str(error)
+            assert "83, 61" in str(error)  # noqa: PT017 - either outcome is right, if it is a clean one
         else:
             accepted += 1
             assert residual_ratio(c, a, b) < 30

@@ -1,3 +1,4 @@
+# ruff: noqa: SIM117 - what opens a scope and what runs in it are told apart
 """The streamer: its queue, hazards between levels, barriers, and an error in every stage."""
 
 from __future__ import annotations
@@ -176,7 +177,8 @@ def test_random_programs_give_the_same_bits_in_every_mode(kind, host_slots, prog
     for mode, pause in (("sync", 0.0), ("async", 0.0), ("async", 0.0004)):
         arrays = [a.copy() for a in start_with]
         # The third operand is used in place: by kernels on the CPU, by the copy engine on the GPU.
-        stores = [Hidden(arrays[0], pause=pause), Hidden(arrays[1], pause=pause), (Pinned if kind == "gpu" else ArrayStore)(arrays[2])]
+        reached = (Pinned if kind == "gpu" else ArrayStore)(arrays[2])
+        stores = [Hidden(arrays[0], pause=pause), Hidden(arrays[1], pause=pause), reached]
         governor = fresh_governor()
         Affine.pause = pause / 2
         try:
@@ -306,8 +308,9 @@ def test_an_error_in_any_stage_surfaces_once(kind, stage, mode, at):
     governor = fresh_governor()
     with watchdog():
         with pytest.raises(type(error)) as caught:
-            with governor.scope(owner="test") as scope, start(device, [store], scope, slots=3, host_slots=3, mode=mode) as streamer:
-                streamer.run(driver())
+            with governor.scope(owner="test") as scope:
+                with start(device, [store], scope, slots=3, host_slots=3, mode=mode) as streamer:
+                    streamer.run(driver())
         assert caught.value is error
         assert error.__cause__ is None
         assert closed == [True]
@@ -318,8 +321,9 @@ def test_an_error_that_nobody_asked_about_is_raised_at_the_end():
     (array,) = arrays_of(np.random.default_rng(6), 1)
     store = Broken(array, "read", 1, ERRORS["read"])
     governor = fresh_governor()
-    with watchdog(), pytest.raises(CorruptTileError), governor.scope(owner="test") as scope, start(Cpu(), [store], scope) as streamer:
-        streamer.submit_batch([TileTask("update", (tile(i % 8),), (tile(0),), (1.0,)) for i in range(20)])
+    with watchdog(), pytest.raises(CorruptTileError):
+        with governor.scope(owner="test") as scope, start(Cpu(), [store], scope) as streamer:
+            streamer.submit_batch([TileTask("update", (tile(i % 8),), (tile(0),), (1.0,)) for i in range(20)])
     assert_nothing_is_left(governor)
 
 
@@ -365,7 +369,8 @@ def test_an_interruption_leaves_nothing(kind, error):
 
     governor = fresh_governor()
     with watchdog(), pytest.raises(error):
-        with governor.scope(owner="test") as scope, start(device_of(kind, 0.001), [Hidden(array, pause=0.001)], scope) as streamer:
+        device, store = device_of(kind, 0.001), Hidden(array, pause=0.001)
+        with governor.scope(owner="test") as scope, start(device, [store], scope) as streamer:
             streamer.run(driver())
     assert len(ran) == 60
     assert_nothing_is_left(governor)
