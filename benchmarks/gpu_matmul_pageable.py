@@ -132,7 +132,9 @@ def main() -> int:
     report.figure("largest error, cuBLASXt", f"{sampled(other, a, b):.2g} of |A||B|")
     report.bar(f"speed over cuBLASXt, block {options.blocks[0]}", xt[0] / sample.median, BAR, at_least=True)
     for block, seconds in zip(options.blocks[1:], xt[1:], strict=True):
-        report.figure(f"speed over cuBLASXt, block {block}", f"{seconds / sample.median:.3f} (no bar: 8 × would be above cuBLAS in core)")
+        report.figure(
+            f"speed over cuBLASXt, block {block}", f"{seconds / sample.median:.3f} (no bar: 8 × would be above cuBLAS in core)"
+        )
     return report.finish()
 
 

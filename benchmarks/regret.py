@@ -103,7 +103,8 @@ def measure(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str, l
 
 
 def timed(call: Callable[[], object], times: int) -> float:
-    # NumPy's and SciPy's BLAS have threads of their own, which spin for some 20 ms after a call and would slow down the next route.
+    # NumPy's and SciPy's BLAS have threads of their own, which spin for some 20 ms after a call and would slow down
+    # the next route.
     time.sleep(0.05)
     call()
     start = time.perf_counter()

@@ -67,11 +67,14 @@ SETTINGS: Final[dict[str, Setting]] = {
             "folder",
             None,
             "process",
-            "Where results without out= go when RAM cannot hold them; a private folder under the system's temporary one if unset.",
+            "Where results without out= go when RAM cannot hold them; "
+            "a private folder under the system's temporary one if unset.",
             lambda v: None if v in (None, "") else _folder(v),
         ),
         Setting("memory", "PYCAUSET_MEMORY", "bytes", None, "operation", "Host memory limit of one operation.", _bytes_or_none),
-        Setting("gpu_memory", "PYCAUSET_GPU_MEMORY", "bytes", None, "operation", "GPU memory limit of one operation.", _bytes_or_none),
+        Setting(
+            "gpu_memory", "PYCAUSET_GPU_MEMORY", "bytes", None, "operation", "GPU memory limit of one operation.", _bytes_or_none
+        ),
         Setting(
             "pinning_budget",
             "PYCAUSET_PINNING_BUDGET",
@@ -81,7 +84,15 @@ SETTINGS: Final[dict[str, Setting]] = {
             "Page-locked host memory that the whole process may hold; min(RAM/2, 0.8 × free RAM, 8 GB) if unset.",
             _bytes_or_none,
         ),
-        Setting("backend", "PYCAUSET_BACKEND", "auto|cpu|gpu", "auto", "operation", "Forces the device that the solver picks.", _backend),
+        Setting(
+            "backend",
+            "PYCAUSET_BACKEND",
+            "auto|cpu|gpu",
+            "auto",
+            "operation",
+            "Forces the device that the solver picks.",
+            _backend,
+        ),
         Setting(
             "to_numpy_limit",
             "PYCAUSET_TO_NUMPY_LIMIT",
@@ -91,7 +102,15 @@ SETTINGS: Final[dict[str, Setting]] = {
             "Largest result of Matrix.to_numpy() without force=True; half of the free RAM if unset.",
             _bytes_or_none,
         ),
-        Setting("progress", "PYCAUSET_PROGRESS", "auto|on|off", None, "operation", "Progress bars on work over two seconds.", _progress),
+        Setting(
+            "progress",
+            "PYCAUSET_PROGRESS",
+            "auto|on|off",
+            None,
+            "operation",
+            "Progress bars on work over two seconds.",
+            _progress,
+        ),
     )
 }
 

@@ -33,7 +33,7 @@ class Rect(NamedTuple):
         return slice(self.r0, self.r1), slice(self.c0, self.c1)
 
     @property
-    def T(self) -> Rect:  # noqa: N802 - NumPy's name
+    def T(self) -> Rect:  # NumPy's name
         """The same elements in the transposed matrix."""
         return Rect(self.c0, self.c1, self.r0, self.r1)
 
@@ -48,10 +48,12 @@ class Rect(NamedTuple):
 
 
 def ceil_div(a: int, b: int) -> int:
+    """``a / b``, rounded up."""
     return -(-a // b)
 
 
 def round_up(a: int, multiple: int) -> int:
+    """The smallest multiple of ``multiple`` that is at least ``a``."""
     return ceil_div(a, multiple) * multiple
 
 

@@ -51,7 +51,9 @@ def parse_bytes(size: int | float | str) -> int:
 def _scaled(value: float, unit: str) -> str:
     for prefix in ("", "k", "M", "G", "T"):
         if abs(value) < 999.5:
-            digits = 0 if prefix == "" and float(value).is_integer() else 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0
+            digits = (
+                0 if prefix == "" and float(value).is_integer() else 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0
+            )
             return f"{value:.{digits}f} {prefix}{unit}"
         value /= 1000
     return f"{value:,.1f} P{unit}"

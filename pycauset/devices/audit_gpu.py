@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from pycauset.devices.audit_cpu import largest_order, noise, repeat_seconds
+from pycauset.devices.audit_cpu import growing, largest_order, noise, repeat_seconds
 from pycauset.errors import DeviceError
 from pycauset.hardware.probe import GpuInfo, import_cupy
 from pycauset.hardware.profile import DTYPES, GpuProfile, RatePoint, TransferPoint, gemm_flops
@@ -179,6 +179,7 @@ def _gemm_rates(bench: _Bench, name: str, budget: float) -> list[RatePoint]:
     largest = largest_order(bench.nbytes, np.dtype(name).itemsize)
     end = time.perf_counter() + budget
     points: list[RatePoint] = []
+    taken: list[float] = []
     for n in _SIZES:
         flops = gemm_flops(name, n, n, n)
         left = end - time.perf_counter()
@@ -193,7 +194,8 @@ def _gemm_rates(bench: _Bench, name: str, budget: float) -> list[RatePoint]:
         if times >= 2:
             once = bench.device_seconds(lambda n=n, times=times: bench.gemm(name, n, times)) / times
         points.append(RatePoint(n=n, flops=flops / once))
-    return points
+        taken.append(once)
+    return [RatePoint(n=p.n, flops=gemm_flops(name, p.n, p.n, p.n) / s) for p, s in zip(points, growing(taken), strict=True)]
 
 
 def _device_copy(bench: _Bench, budget: float) -> float:
@@ -249,7 +251,8 @@ def _curve(bench: _Bench, direction: str, host: int, largest: int, budget: float
 
         copy()  # the first copy of a kind sets up its staging buffers
         points.append(TransferPoint(nbytes=nbytes, seconds=repeat_seconds(copy, max(left, 0.0) / 8, most=20)))
-    return points
+    seconds = growing([p.seconds for p in points])
+    return [TransferPoint(nbytes=p.nbytes, seconds=s) for p, s in zip(points, seconds, strict=True)]
 
 
 def _bandwidth(points: list[TransferPoint]) -> float:

@@ -89,8 +89,9 @@ class Slab:
         """The memory as an array of bytes; None for device memory."""
         if self._array is None and self._make is not None:
             with self._lock:
-                if self._array is None and self._make is not None:
-                    self._array = self._make(self)
+                make = self._make
+                if make is not None:  # no other thread was faster
+                    self._array = make(self)
                     self._make = None
         return self._array
 

@@ -19,7 +19,16 @@ _NAMES = ("libcublas.so.13", "libcublas.so.12", "libcublas.so.11", "libcublas.so
 _LETTER = {"float32": "S", "float64": "D", "complex64": "C", "complex128": "Z"}
 _OPERATION = {"N": 0, "T": 1, "H": 2}
 _UPPER = 1
-_STATUS = {1: "not initialized", 3: "out of memory", 7: "invalid value", 8: "architecture mismatch", 11: "mapping error", 13: "execution failed", 14: "internal error", 15: "not supported"}
+_STATUS = {
+    1: "not initialized",
+    3: "out of memory",
+    7: "invalid value",
+    8: "architecture mismatch",
+    11: "mapping error",
+    13: "execution failed",
+    14: "internal error",
+    15: "not supported",
+}
 
 
 class CublasError(RuntimeError):
@@ -79,21 +88,64 @@ class Cublas:
             raise CublasError(routine, status)
 
     def gemm(
-        self, dtype: str, op_a: str, op_b: str, m: int, n: int, k: int, alpha: complex, a: int, lda: int, b: int, ldb: int, beta: complex, c: int, ldc: int
+        self,
+        dtype: str,
+        op_a: str,
+        op_b: str,
+        m: int,
+        n: int,
+        k: int,
+        alpha: complex,
+        a: int,
+        lda: int,
+        b: int,
+        ldb: int,
+        beta: complex,
+        c: int,
+        ldc: int,
     ) -> None:
         """``C = alpha op(A) op(B) + beta C``, all column-major."""
         name = f"cublas{_LETTER[dtype]}gemm_v2"
         status = _routine(name, "piiiiippipippi")(
-            self._handle, _OPERATION[op_a], _OPERATION[op_b], m, n, k, _scalar(alpha, dtype), a, lda, b, ldb, _scalar(beta, dtype), c, ldc
+            self._handle,
+            _OPERATION[op_a],
+            _OPERATION[op_b],
+            m,
+            n,
+            k,
+            _scalar(alpha, dtype),
+            a,
+            lda,
+            b,
+            ldb,
+            _scalar(beta, dtype),
+            c,
+            ldc,
         )
         if status:
             raise CublasError(name, status)
 
-    def rank_k(self, dtype: str, op: str, n: int, k: int, alpha: float, a: int, lda: int, beta: float, c: int, ldc: int, *, hermitian: bool) -> None:
+    def rank_k(
+        self,
+        dtype: str,
+        op: str,
+        n: int,
+        k: int,
+        alpha: float,
+        a: int,
+        lda: int,
+        beta: float,
+        c: int,
+        ldc: int,
+        *,
+        hermitian: bool,
+    ) -> None:
         """Upper triangle of ``C = alpha op(A) op(A)ᵀ + beta C`` (SYRK) or ``op(A)ᴴ`` (HERK), column-major."""
         herk = hermitian and dtype.startswith("complex")
         name = f"cublas{_LETTER[dtype]}{'herk' if herk else 'syrk'}_v2"
         real = {"complex64": "float32", "complex128": "float64"}.get(dtype, dtype) if herk else dtype
-        status = _routine(name, "piiiippippi")(self._handle, _UPPER, _OPERATION[op], n, k, _scalar(alpha, real), a, lda, _scalar(beta, real), c, ldc)
+        status = _routine(name, "piiiippippi")(
+            self._handle, _UPPER, _OPERATION[op], n, k, _scalar(alpha, real), a, lda, _scalar(beta, real), c, ldc
+        )
         if status:
             raise CublasError(name, status)

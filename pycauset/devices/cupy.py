@@ -13,23 +13,23 @@ import ctypes
 import functools
 import threading
 import warnings
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from time import perf_counter, sleep
+from collections.abc import Sequence
+from time import perf_counter
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from pycauset.devices.base import Device, Lanes, MemoryScope, Mode, Slab
 from pycauset.devices.cublas import Cublas
-from pycauset.devices.lanes import Completion, Failure, HostCompletion, LaneStatistics, Span
+from pycauset.devices.cuda_lane import CudaCompletion, CudaEvent, CudaLane
+from pycauset.devices.lanes import Failure, Span
 from pycauset.devices.memory import PAGE, anonymous_pages, pageable_slab
 from pycauset.errors import DeviceError, MemoryLimitError, PycausetWarning
 from pycauset.storage.base import TileStore
 from pycauset.tiling import Rect, round_up
 from pycauset.units import format_bytes
 
-__all__ = ["WORKSPACE_BYTES", "CupyDevice"]
+__all__ = ["WORKSPACE_BYTES", "CudaCompletion", "CudaLane", "CupyDevice", "TileView"]
 
 #: cuBLAS takes a workspace for each handle: 32 MiB on Hopper, less elsewhere.
 WORKSPACE_BYTES = 2 * (32 << 20)
@@ -40,7 +40,7 @@ _TO_DEVICE, _TO_HOST = 1, 2
 
 
 class TileView(NamedTuple):
-    """A row-major tile in device memory: address, shape, row distance in elements, and its dtype's name (NumPy finds that slowly)."""
+    """A row-major tile in device memory: address, shape, row distance in elements, dtype and its name (slow to ask NumPy for)."""
 
     address: int
     rows: int
@@ -58,141 +58,6 @@ class _CudaStream:
 
     def __cuda_stream__(self) -> tuple[int, int]:
         return 0, self._stream
-
-
-class _Event:
-    """A CUDA event that goes back to its device's stock when nobody holds it any more."""
-
-    __slots__ = ("_stock", "handle")
-
-    def __init__(self, handle: int, stock: list[int]) -> None:
-        self.handle = handle
-        self._stock = stock
-
-    def __del__(self) -> None:
-        self._stock.append(self.handle)
-
-
-class CudaCompletion:
-    """A point in a stream."""
-
-    __slots__ = ("_device", "event", "lane", "sequence")
-
-    def __init__(self, device: CupyDevice, lane: CudaLane, event: _Event, sequence: int) -> None:
-        self._device = device
-        self.lane = lane
-        self.event = event
-        self.sequence = sequence
-
-    def wait(self) -> None:
-        pause, longest = 20e-6, 2e-3 if self.lane.blas is not None else 400e-6
-        while not self.done():
-            # Sleeping between looks: CUDA's own blocking wait was measured to burn a tenth of a core.
-            sleep(pause)
-            pause = min(2 * pause, longest)
-
-    def done(self) -> bool:
-        if self.lane.finished >= self.sequence:
-            return True
-        if self._device.query(self.event.handle):
-            self.lane.finished = max(self.lane.finished, self.sequence)
-            return True
-        return False
-
-
-class CudaLane:
-    """A CUDA stream. Waiting for another stream is the GPU's business, waiting for host work the submitting thread's."""
-
-    def __init__(self, name: str, device: CupyDevice, stream: int, failure: Failure, timeline: list[Span] | None, *, sync: bool) -> None:
-        self.name = name
-        self.stream = stream
-        self.blas: Cublas | None = None  # on compute lanes
-        self.finished = 0
-        self._device = device
-        self._failure = failure
-        self._timeline = timeline
-        self._sync = sync
-        self._sequence = 0
-        self._seen: dict[int, int] = {}  # other lane -> the last job of it that this stream waits for
-        self._spans: deque[tuple[str, _Event, _Event, int, int]] = deque()
-        self._last: _Event | None = None
-        self._jobs = self._nbytes = 0
-        self._busy = self._stalled = 0.0
-
-    def submit(self, work: Callable[..., object], waits: Iterable[Completion], *, name: str, nbytes: int = 0, flops: float = 0.0) -> Completion:
-        runtime, device = self._device.runtime, self._device
-        try:
-            for waited in waits:
-                completion = waited.inner if isinstance(waited, HostCompletion) and waited.resolved else waited
-                if isinstance(completion, CudaCompletion):
-                    lane = completion.lane
-                    if lane is not self and self._seen.get(id(lane), 0) < completion.sequence and lane.finished < completion.sequence:
-                        runtime.streamWaitEvent(self.stream, completion.event.handle)
-                        self._seen[id(lane)] = completion.sequence
-                else:
-                    completion.wait()
-            if self._failure:
-                return _skipped(self)
-            begin = device.event()
-            runtime.eventRecord(begin.handle, self.stream)
-            work()
-            end = device.event()
-            runtime.eventRecord(end.handle, self.stream)
-        except Exception as error:  # noqa: BLE001 - raised by the streamer, once, after the clean-up
-            self._failure.record(device.translate(error, f"{name} on the {self.name} stream"))
-            return _skipped(self)
-        self._sequence += 1
-        self._jobs += 1
-        self._nbytes += nbytes
-        self._spans.append((name, begin, end, nbytes, self._sequence))
-        if len(self._spans) > 512:
-            self._harvest(block=False)
-        completion = CudaCompletion(device, self, end, self._sequence)
-        if self._sync:
-            try:
-                completion.wait()
-            except DeviceError as error:
-                self._failure.record(error)
-        return completion
-
-    def _harvest(self, *, block: bool) -> None:
-        """Turn the events of finished jobs into seconds."""
-        runtime, device = self._device.runtime, self._device
-        while self._spans:
-            name, begin, end, nbytes, sequence = self._spans[0]
-            if block:
-                runtime.eventSynchronize(end.handle)
-            elif sequence > self.finished:
-                return
-            self._spans.popleft()
-            busy = runtime.eventElapsedTime(begin.handle, end.handle) * 1e-3
-            self._busy += busy
-            if self._last is not None:
-                self._stalled += max(0.0, runtime.eventElapsedTime(self._last.handle, begin.handle) * 1e-3)
-            self._last = end
-            if self._timeline is not None:
-                start = device.epoch_host + runtime.eventElapsedTime(device.epoch.handle, begin.handle) * 1e-3
-                self._timeline.append(Span(self.name, name, start, start + busy, nbytes))
-
-    def statistics(self) -> LaneStatistics:
-        if not self._device.lost:
-            self._harvest(block=False)
-        return LaneStatistics(self._jobs, self._nbytes, self._busy, self._stalled)
-
-    def close(self) -> None:
-        """Let the stream come to rest; statistics stay."""
-        if not self._device.lost:
-            try:
-                self._device.runtime.streamSynchronize(self.stream)
-                self._harvest(block=True)
-            except Exception as error:  # noqa: BLE001 - recorded; the streamer raises it
-                self._failure.record(self._device.translate(error, f"finishing the {self.name} stream"))
-
-
-def _skipped(lane: Any) -> HostCompletion:
-    done = HostCompletion(lane)
-    done.set()
-    return done
 
 
 class CupyDevice(Device):
@@ -226,7 +91,7 @@ class CupyDevice(Device):
             properties = runtime.getDeviceProperties(runtime.getDevice())
             name = properties["name"]
             self.name = name.decode() if isinstance(name, bytes) else str(name)
-            self._streams = {
+            self._streams: dict[str, int] = {
                 "upload": runtime.streamCreateWithFlags(_NON_BLOCKING_STREAM),
                 "download": runtime.streamCreateWithFlags(_NON_BLOCKING_STREAM),
                 "compute": runtime.streamCreateWithPriority(_NON_BLOCKING_STREAM, 0),
@@ -258,7 +123,9 @@ class CupyDevice(Device):
         if status in _STICKY and type(error).__name__ == "CUDARuntimeError":
             self._lost = str(error)
         if status == 2 and type(error).__name__ == "CUDARuntimeError":
-            return MemoryLimitError(f"the GPU ran out of memory while {doing}; lower gpu_memory=, or close what else uses the GPU")
+            return MemoryLimitError(
+                f"the GPU ran out of memory while {doing}; lower gpu_memory=, or close what else uses the GPU"
+            )
         if type(error).__name__ in ("CUDARuntimeError", "CublasError", "CUDADriverError", "OutOfMemoryError"):
             ending = "; the GPU is not used again in this process: restart Python to get it back" if self.lost else ""
             typed = DeviceError(f"{doing} failed on {self.name}: {error}{ending}")
@@ -279,10 +146,10 @@ class CupyDevice(Device):
 
     # -- streams and events ---------------------------------------------------------------------------------------
 
-    def event(self) -> _Event:
+    def event(self) -> CudaEvent:
         """An event from the stock."""
         handle = self._stock.pop() if self._stock else self.runtime.eventCreateWithFlags(0)
-        return _Event(handle, self._stock)
+        return CudaEvent(handle, self._stock)
 
     def lanes(self, *, mode: Mode, failure: Failure, timeline: list[Span] | None, readers: int, writers: int) -> Lanes:
         if self.lost:
@@ -295,7 +162,11 @@ class CupyDevice(Device):
             return made
 
         return Lanes(
-            read, write, (lane("compute", "compute"), lane("compute", "panel")), upload=lane("upload", "upload"), download=lane("download", "download")
+            read,
+            write,
+            (lane("compute", "compute"), lane("compute", "panel")),
+            upload=lane("upload", "upload"),
+            download=lane("download", "download"),
         )
 
     def stream(self, name: str) -> int:
@@ -342,11 +213,11 @@ class CupyDevice(Device):
         """Pin a slab's memory at its first use, or take ordinary memory when the driver refuses."""
         try:
             address = self.runtime.hostAlloc(slab.nbytes, 0)
-        except Exception:  # noqa: BLE001 - degrades, whatever the driver's reason
+        except Exception:  # degrades, whatever the driver's reason
             _warn_unpinned(slab.nbytes, owner)
             return anonymous_pages(slab.nbytes)
         self._own(slab, address, scope)
-        return np.frombuffer((ctypes.c_ubyte * slab.nbytes).from_address(address), np.uint8)
+        return _bytes_at(address, slab.nbytes)
 
     # Pinning takes as long as reading the same bytes from a disk, so pinned slabs stay for the next run, under their
     # tickets but in nobody's scope, until the governor wants them back.
@@ -364,7 +235,7 @@ class CupyDevice(Device):
             return None
         address, _, ticket = entry
         if scope.adopt(ticket):
-            slab = Slab(size, ticket, array=np.frombuffer((ctypes.c_ubyte * size).from_address(address), np.uint8))
+            slab = Slab(size, ticket, array=_bytes_at(address, size))
             self._own(slab, address, scope)
             return slab
         self._drop_slab(address, ticket)
@@ -423,7 +294,7 @@ class CupyDevice(Device):
         """Whether a NumPy array lies in page-locked memory."""
         try:
             kind: int = self.runtime.pointerGetAttributes(array.__array_interface__["data"][0]).type
-        except Exception:  # noqa: BLE001 - an unknown address is not pinned
+        except Exception:  # an unknown address is not pinned
             return False
         return kind == 1
 
@@ -486,7 +357,16 @@ class CupyDevice(Device):
 
         memory = cupy.cuda.UnownedMemory(tile.address, tile.rows * tile.ld * tile.dtype.itemsize, self)
         pointer = cupy.cuda.MemoryPointer(memory, 0)
-        return cupy.ndarray((tile.rows, tile.cols), tile.dtype, memptr=pointer, strides=(tile.ld * tile.dtype.itemsize, tile.dtype.itemsize))
+        return cupy.ndarray(
+            (tile.rows, tile.cols), tile.dtype, memptr=pointer, strides=(tile.ld * tile.dtype.itemsize, tile.dtype.itemsize)
+        )
+
+
+def _bytes_at(address: int, nbytes: int) -> np.ndarray[Any, Any]:
+    """Memory of the driver's as an array."""
+    memory: Any = (ctypes.c_ubyte * nbytes).from_address(address)
+    array: np.ndarray[Any, Any] = np.frombuffer(memory, np.uint8)
+    return array
 
 
 def _warn_unpinned(nbytes: int, owner: str) -> None:

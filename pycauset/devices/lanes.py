@@ -39,7 +39,9 @@ class Failure:
 class Completion(Protocol):
     """Says when a job is done."""
 
-    lane: Lane | None
+    @property
+    def lane(self) -> Lane | None:
+        """Where the job runs; None for a promise whose job is not submitted yet."""
 
     def wait(self) -> None:
         """Block the calling thread until the job is done (or skipped after a failure)."""
@@ -115,7 +117,9 @@ class Lane(Protocol):
 
     name: str
 
-    def submit(self, work: Callable[..., object], waits: Iterable[Completion], *, name: str, nbytes: int = 0, flops: float = 0.0) -> Completion:
+    def submit(
+        self, work: Callable[..., object], waits: Iterable[Completion], *, name: str, nbytes: int = 0, flops: float = 0.0
+    ) -> Completion:
         """Queue ``work`` behind this lane's earlier jobs and the completions in ``waits``."""
 
     def statistics(self) -> LaneStatistics:
@@ -136,7 +140,9 @@ class ThreadLane:
         self.ordered = threads == 1
         self._failure = failure
         self._timeline = timeline
-        self._queue: SimpleQueue[tuple[Callable[[], object], tuple[Completion, ...], HostCompletion, str, int] | None] = SimpleQueue()
+        self._queue: SimpleQueue[tuple[Callable[[], object], tuple[Completion, ...], HostCompletion, str, int] | None] = (
+            SimpleQueue()
+        )
         self._lock = threading.Lock()
         self._jobs = self._nbytes = 0
         self._busy = self._stalled = 0.0
@@ -163,7 +169,7 @@ class ThreadLane:
                 start = perf_counter()
                 if not self._failure:
                     work()
-            except BaseException as error:  # noqa: BLE001 - handed to the submitting thread, which raises it
+            except BaseException as error:  # handed to the submitting thread, which raises it
                 self._failure.record(error)
             finally:
                 end = perf_counter()
@@ -208,7 +214,7 @@ class InlineLane:
         try:
             if not self._failure:
                 work()
-        except Exception as error:  # noqa: BLE001 - raised by the streamer, once, after the clean-up
+        except Exception as error:  # raised by the streamer, once, after the clean-up
             self._failure.record(error)
         finally:
             done.set()

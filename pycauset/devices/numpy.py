@@ -83,4 +83,8 @@ class NumpyDevice(Device):
         if store.dtype != dtype:
             return False
         view = store.view(Rect(0, store.shape[0], 0, store.shape[1]))
-        return view is not None and (view.strides[1] == view.itemsize or view.shape[1] <= 1) and view.strides[0] >= view.itemsize * view.shape[1]
+        return (
+            view is not None
+            and (view.strides[1] == view.itemsize or view.shape[1] <= 1)
+            and view.strides[0] >= view.itemsize * view.shape[1]
+        )

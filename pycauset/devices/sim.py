@@ -19,6 +19,7 @@ from pycauset.tiling import Rect
 
 __all__ = ["SimDevice", "SimStore"]
 
+
 class SimCompletion:
     """A moment of virtual time."""
 
@@ -51,8 +52,8 @@ class SimLane:
     ) -> SimCompletion:
         start = self.clock
         for completion in waits:
-            time = getattr(completion, "inner", completion).time
-            start = max(start, time)
+            moment: Any = getattr(completion, "inner", completion)
+            start = max(start, moment.time)
         end = start + self._seconds(nbytes, flops)
         self._jobs += 1
         self._nbytes += nbytes
@@ -96,7 +97,11 @@ class SimDevice(Device):
         def compute(nbytes: int, flops: float) -> float:
             return rates.compute(flops)
 
-        lanes = Lanes(SimLane("read", copy(rates.read), timeline), SimLane("write", copy(rates.write), timeline), (SimLane("compute", compute, timeline),))
+        lanes = Lanes(
+            SimLane("read", copy(rates.read), timeline),
+            SimLane("write", copy(rates.write), timeline),
+            (SimLane("compute", compute, timeline),),
+        )
         if not self.unified:
             lanes.upload = SimLane("upload", copy(rates.upload), timeline)
             lanes.download = SimLane("download", copy(rates.download), timeline)

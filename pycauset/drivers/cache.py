@@ -36,17 +36,23 @@ IN_PLACE = -1
 
 
 class Load(NamedTuple):
+    """Bring a tile into a slot; ``forget`` says that the level behind this one need not keep it."""
+
     tile: Tile
     slot: int
     forget: bool
 
 
 class Save(NamedTuple):
+    """Write a dirty tile back from its slot."""
+
     tile: Tile
     slot: int
 
 
 class Run(NamedTuple):
+    """Run a task on tiles that lie in the slots named, or in place."""
+
     task: TileTask
     reads: tuple[int, ...]
     writes: tuple[int, ...]
@@ -208,7 +214,8 @@ class CachePlanner:
                 continue
             return self._remove(tile, live, actions)
         raise MemoryLimitError(
-            f"the pool {pool.name!r} has {pool.slots} slots, fewer than one task needs at once; plan smaller tiles or raise the memory limit"
+            f"the pool {pool.name!r} has {pool.slots} slots, fewer than one task needs at once; "
+            "plan smaller tiles or raise the memory limit"
         )
 
     def _remove(self, tile: Tile, entry: _Entry, actions: list[Action]) -> int:

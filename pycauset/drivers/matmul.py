@@ -75,7 +75,6 @@ class MatmulDriver:
 
     def problem(self, device: Device) -> MatmulProblem:
         """What the planner needs to know about the operands on this device."""
-        a, b, c = self.stores
         m, n, k = self.sizes
         unified = device.unified
         reached = tuple(device.reaches(store, self.dtype) for store in self.stores)
@@ -179,7 +178,12 @@ class MatmulDriver:
             order = list(range(steps)) if ascending else list(range(steps - 1, -1, -1))
             diagonal = self.rank_k and block_i == block_j
             same_row = following is not None and following[0] == block_i
-            same_col = following is not None and following[1] == block_j and not (self.rank_k and following[0] == following[1]) and not diagonal
+            same_col = (
+                following is not None
+                and following[1] == block_j
+                and not (self.rank_k and following[0] == following[1])
+                and not diagonal
+            )
             across_passes = plan.blocks[1]
             here = number % across_passes if not self.rank_k else 0  # which pass of its row of blocks
             i_range = range(block_i * down, min((block_i + 1) * down, rows))
@@ -235,7 +239,15 @@ class MatmulDriver:
                     )
 
     def _diagonal_task(
-        self, c: Tile, a: Tile, other: Tile, diagonal: bool, beta: complex, last: bool, drop: tuple[Tile, ...], forget: tuple[Tile, ...]
+        self,
+        c: Tile,
+        a: Tile,
+        other: Tile,
+        diagonal: bool,
+        beta: complex,
+        last: bool,
+        drop: tuple[Tile, ...],
+        forget: tuple[Tile, ...],
     ) -> TileTask:
         depth = (a.c0, a.c1) if self.op_a == "N" else (a.r0, a.r1)
         if diagonal:
@@ -252,7 +264,13 @@ class MatmulDriver:
         if a in forget:
             forget = (*forget, other)
         return TileTask(
-            "gemm", (a, other) if beta == 0 else (a, other, c), (c,), (self.alpha, beta, self.op_a, self.op_b), self._flops(c, depth), drop, forget
+            "gemm",
+            (a, other) if beta == 0 else (a, other, c),
+            (c,),
+            (self.alpha, beta, self.op_a, self.op_b),
+            self._flops(c, depth),
+            drop,
+            forget,
         )
 
     def _scale(self, plan: MatmulPlan) -> Iterator[TileTask]:

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from pycauset.devices.rates import Rates
+from pycauset.drivers.matmul_cost import predict
 from pycauset.errors import MemoryLimitError
 from pycauset.tiling import ceil_div, round_up, serpentine
 from pycauset.units import format_bytes
@@ -35,10 +36,6 @@ __all__ = ["MatmulLimits", "MatmulPlan", "MatmulProblem", "lower_bound", "plan_m
 
 #: A plan may move this much more than the bound plus reading the inputs and writing the output once, if it can choose.
 _SLACK = 1.10
-#: Rate of 2-D copies between a tile and a larger pinned array, to that of contiguous ones (benchmarks/results, H200).
-_STRIDED_COPY = 0.6
-#: Pinned bytes that every streamed run takes; what it pins beyond them is paid by the plan that wants it.
-_STAGING = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,157 +173,6 @@ def lower_bound(m: float, n: float, k: float, fast: float, *, rank_k: bool = Fal
     return volume + m * k + k * n + m * n
 
 
-# -- bytes in closed form ----------------------------------------------------------------------------------------------
-
-
-def _steps_width(k: int, tile_k: int, skip: int, ascending: bool) -> int:
-    """Columns of A in a pass over k, without its first ``skip`` steps."""
-    steps = ceil_div(k, tile_k)
-    if skip >= steps:
-        return 0
-    head = skip * tile_k
-    if not ascending and skip:
-        head -= steps * tile_k - k  # the ragged step comes first
-    return k - head
-
-
-def _rows_of(size: int, tile: int, block: int, index: int) -> int:
-    """Rows (or columns) in block ``index`` of ``block`` tiles each."""
-    side = tile * block
-    return min(size - index * side, side)
-
-
-def _traffic(plan: MatmulPlan) -> tuple[float, float, float, float]:
-    """Elements of A and B loaded to the device, and of A and B read from the store."""
-    p = plan.problem
-    if not p.k:
-        return 0.0, 0.0, 0.0, 0.0
-    if p.rank_k:
-        return _traffic_rank_k(plan)
-    major, minor = plan.blocks
-    major_size, minor_size = (p.m, plan.tile[0], plan.block[0]), (p.n, plan.tile[1], plan.block[1])
-    keep_major, keep_minor = plan.keep_a, plan.keep_b
-    host_major, host_minor = plan.host_keep_a, plan.host_keep_b
-    k, tile_k = p.k, plan.tile[2]
-    steps = ceil_div(k, tile_k)
-    # The panel of the outer index is used in every pass of its row: loaded in the first, topped up in the others.
-    loaded_major = read_major = 0.0
-    for i in range(major):
-        rows = _rows_of(*major_size, i)
-        later = minor - 1
-        first = i * minor + 1  # passes are numbered; even ones ascend
-        ascending = (later + (first + 1) % 2) // 2
-        descending = later - ascending
-        for skip, kind in ((keep_major, "load"), (max(keep_major, host_major), "read")):
-            width = k + ascending * _steps_width(k, tile_k, skip, True) + descending * _steps_width(k, tile_k, skip, False)
-            if kind == "load":
-                loaded_major += rows * width
-            else:
-                read_major += rows * width
-    # The panel of the inner index is shared at the turn from one row of blocks to the next.
-    total = minor_size[0] * k
-    loaded_minor = read_minor = float(total)
-    for i in range(1, major):
-        start = i * minor
-        turn = 0 if i % 2 == 0 else minor - 1
-        width = _rows_of(*minor_size, turn)
-        loaded_minor += total - width * (k - _steps_width(k, tile_k, keep_minor, start % 2 == 0))
-        remaining = max(keep_minor, host_minor)
-        saved = 0.0
-        for offset in range(ceil_div(min(remaining, steps * minor), steps)):
-            j = offset if i % 2 == 0 else minor - 1 - offset
-            skip = min(steps, remaining - offset * steps)
-            saved += _rows_of(*minor_size, j) * (k - _steps_width(k, tile_k, skip, (start + offset) % 2 == 0))
-        read_minor += total - saved
-    return loaded_major, loaded_minor, read_major, read_minor
-
-
-def _traffic_rank_k(plan: MatmulPlan) -> tuple[float, float, float, float]:
-    """As :func:`_traffic`, for the lower triangle of blocks: pass by pass (their number is small)."""
-    p = plan.problem
-    k, tile_k = p.k, plan.tile[2]
-    size = (p.n, plan.tile[0], plan.block[0])
-    loaded_a = loaded_b = read_a = 0.0
-    before: tuple[int, int] | None = None
-    for number, (i, j) in enumerate(plan.passes()):
-        ascending = number % 2 == 0
-        same_row = before is not None and before[0] == i
-        loaded_a += _rows_of(*size, i) * _steps_width(k, tile_k, plan.keep_a if same_row else 0, ascending)
-        read_a += _rows_of(*size, i) * _steps_width(k, tile_k, max(plan.keep_a, plan.host_keep_a) if same_row else 0, ascending)
-        if i != j:
-            same_column = before is not None and before[1] == j and before[0] != before[1]
-            loaded_b += _rows_of(*size, j) * _steps_width(k, tile_k, plan.keep_b if same_column else 0, ascending)
-        before = (i, j)
-    return loaded_a, loaded_b, read_a, loaded_b
-
-
-# -- seconds -----------------------------------------------------------------------------------------------------------
-
-
-def _predict(plan: MatmulPlan, rates: Rates) -> MatmulPlan:
-    p = plan.problem
-    es = p.dtype.itemsize
-    disk_es = p.disk_itemsize or (es, es, es)
-    loaded_a, loaded_b, read_a, read_b = _traffic(plan)
-    c = p.m * p.n
-    if p.rank_k:  # tiles that the diagonal crosses are whole
-        rows, tile = plan.grid[0], plan.tile[0]
-        c = sum(min(tile, p.n - i * tile) * min(p.n, (i + 1) * tile) for i in range(rows))
-    c_in = c if p.reads_c else 0
-    upload = download = 0.0
-    if plan.unified:
-        disk_read = (0 if p.slotless[0] else loaded_a * disk_es[0]) + (0 if p.slotless[1] else loaded_b * disk_es[1])
-        disk_read += 0 if p.slotless[2] else c_in * disk_es[2]
-        disk_write = 0 if p.slotless[2] else c * disk_es[2]
-    else:
-        upload, download = (loaded_a + loaded_b + c_in) * es, float(c * es)
-        disk_read = (0 if p.hostless[0] else read_a * disk_es[0]) + (0 if p.hostless[1] else read_b * disk_es[1])
-        disk_read += 0 if p.hostless[2] else c_in * disk_es[2]
-        disk_write = 0 if p.hostless[2] else c * disk_es[2]
-    compute = plan.tasks * (rates.compute(p.flops / max(plan.tasks, 1)))
-    # Tiles of arrays in pinned memory are strided there; such copies run slower than those of whole host slots.
-    strided = [_STRIDED_COPY if here else 1.0 for here in p.hostless]
-    up = (loaded_a / strided[0] + loaded_b / strided[1] + c_in / strided[2]) * es / rates.upload
-    down = c * es / strided[2] / rates.download
-    stages = [
-        ("compute", compute),
-        ("upload", 0.0 if plan.unified else up),
-        ("download", 0.0 if plan.unified else down),
-        ("disk", disk_read / rates.read + disk_write / rates.write),
-    ]
-    seconds = max(s for _, s in stages)
-    # Filling: the first tiles of A and B have to arrive before anything runs. Draining: the last strip goes home alone.
-    first = (plan.tile[0] + plan.tile[1]) * min(plan.tile[2], p.k) * es
-    strip = plan.tile[0] * plan.block[0] * plan.tile[1] * es
-    if plan.unified:
-        seconds += (first / rates.read if disk_read else 0) + (strip / plan.block[0] / rates.write if disk_write else 0)
-    else:
-        home = strip / strided[2] / rates.download
-        seconds += first / min(strided[:2]) / rates.upload + home
-        seconds += (first / rates.read if disk_read else 0) + (strip / rates.write if disk_write else 0)
-        seconds += max(0, plan.host_slots * plan.host_slot_bytes - _STAGING) / rates.pin
-        # Between passes the next block waits for strips of the last one, unless they leave as fast as they are finished.
-        rate = p.flops / compute if compute else math.inf
-        finish = (8.0 if p.dtype.kind == "c" else 2.0) * (strip / es) * plan.drain * plan.tile[2] / rate
-        spare = max(0, plan.slots[2] // plan.block[0] - plan.block[1])
-        wait = max(0.0, home - finish) * max(0, plan.block[1] - spare)
-        seconds += wait * (plan.blocks[0] * plan.blocks[1] - 1) * (0.5 if p.rank_k else 1)
-    tile_m, tile_n, tile_k = plan.tile
-    sizes = (tile_m * tile_k, tile_k * tile_n, tile_m * tile_n)
-    device = sum(round_up(size * es, 4096) * slots for size, slots, free in zip(sizes, plan.slots, p.slotless, strict=True) if not free)
-    return replace(
-        plan,
-        upload=round(upload),
-        download=round(download),
-        disk_read=round(disk_read),
-        disk_write=round(disk_write),
-        seconds=seconds,
-        stages=tuple(stages),
-        device_bytes=device,
-        host_bytes=plan.host_slots * plan.host_slot_bytes,
-    )
-
-
 # -- choosing ----------------------------------------------------------------------------------------------------------
 
 
@@ -337,7 +183,16 @@ def _candidates(count: int, around: float) -> list[int]:
     return sorted({r for r in [*near, count] if 1 <= r <= count})  # ``count``: the smallest blocks of all, where memory is scarce
 
 
-def _fit(problem: MatmulProblem, limits: MatmulLimits, unified: bool, tall: bool, tile_n: int, tile_k: int, blocks_down: int, drain: int) -> MatmulPlan | None:
+def _fit(
+    problem: MatmulProblem,
+    limits: MatmulLimits,
+    unified: bool,
+    tall: bool,
+    tile_n: int,
+    tile_k: int,
+    blocks_down: int,
+    drain: int,
+) -> MatmulPlan | None:
     """The widest block for ``blocks_down`` blocks along m, with slots for streaming, or None when nothing fits.
 
     A ``tall`` tile spans the whole block, which makes few, large kernels; otherwise tiles are about square, which wastes
@@ -350,7 +205,10 @@ def _fit(problem: MatmulProblem, limits: MatmulLimits, unified: bool, tall: bool
     down = ceil_div(height, tile_m)
     steps = ceil_div(p.k, tile_k)
     drain = max(1, min(steps, drain))
-    slot = [0 if free else round_up(size * es, 4096) for size, free in zip((tile_m * tile_k, tile_k * tile_n, tile_m * tile_n), p.slotless, strict=True)]
+    slot = [
+        0 if free else round_up(size * es, 4096)
+        for size, free in zip((tile_m * tile_k, tile_k * tile_n, tile_m * tile_n), p.slotless, strict=True)
+    ]
 
     def stream_slots(rows: int) -> tuple[int, int]:
         """Slots of A beside what a step needs, and of C beside the block: what is on its way in or out."""
@@ -369,7 +227,20 @@ def _fit(problem: MatmulProblem, limits: MatmulLimits, unified: bool, tall: bool
         a_slots, spare = stream_slots(down)
     if across * tile_n >= p.n and down * tile_m >= p.m:
         spare = 0  # one block: nothing follows it
-    plan = MatmulPlan(p, unified, (tile_m, tile_n, tile_k), (down, across), drain, 0, 0, 0, 0, (a_slots, across + 2, down * across + spare), 0, 0)
+    plan = MatmulPlan(
+        p,
+        unified,
+        (tile_m, tile_n, tile_k),
+        (down, across),
+        drain,
+        0,
+        0,
+        0,
+        0,
+        (a_slots, across + 2, down * across + spare),
+        0,
+        0,
+    )
     return _keep(plan, limits.device - sum(s * count for s, count in zip(slot, plan.slots, strict=True)), slot)
 
 
@@ -499,7 +370,9 @@ def _search(problem: MatmulProblem, limits: MatmulLimits, rates: Rates, unified:
     for thin, tall in itertools.product((1, 2), ([True] if p.a_stacks and not p.rank_k else []) + [False]):
         if best is not None and (not best[0][0] or (thin > 1 and side // 4 < max(p.units[2], unit_n))):
             break
-        for tile_k, tile_n in itertools.product(_sides(p.k, p.units[2], deep, side // thin), _sides(p.n, unit_n, wide, side // thin)):
+        for tile_k, tile_n in itertools.product(
+            _sides(p.k, p.units[2], deep, side // thin), _sides(p.n, unit_n, wide, side // thin)
+        ):
             drains = (1,) if unified else sorted({ceil_div(depth, tile_k) for depth in (8192, 4096, 1024, 1)})
             for drain, blocks_down in itertools.product(drains, counts):
                 plan = _fit(p, limits, unified, tall, tile_n, tile_k, blocks_down, drain)
@@ -507,7 +380,7 @@ def _search(problem: MatmulProblem, limits: MatmulLimits, rates: Rates, unified:
                     plan = _host_level(plan, limits.host, piece, rates)
                 if plan is None:
                     continue
-                plan = replace(_predict(plan, rates), bound=bound)
+                plan = replace(predict(plan, rates), bound=bound)
                 # Times within a fifth of a percent are equal; then the fewest bytes win.
                 moved = float(plan.link_bytes + plan.disk_read + plan.disk_write)
                 key = (plan.link_bytes > _SLACK * bound, round(math.log(max(plan.seconds, 1e-9)) / 0.002), moved)
@@ -531,12 +404,16 @@ def _refusal(p: MatmulProblem, limits: MatmulLimits, unified: bool, piece: int) 
     # Tiles thinner than this are not tried along n and k.
     tile_n, tile_k = (max(u, min(s, round_up(32, u))) for u, s in ((unit_n, p.n), (unit_k, p.k)))
     tile_m = tile_n if p.rank_k else unit_m
-    need = sum(count * round_up(size * es, 4096) for count, size in ((2, tile_m * tile_k), (3, tile_k * tile_n), (3, tile_m * tile_n)))
+    need = sum(
+        count * round_up(size * es, 4096) for count, size in ((2, tile_m * tile_k), (3, tile_k * tile_n), (3, tile_m * tile_n))
+    )
     where = "memory=" if unified else "gpu_memory="
     text = (
-        f"a product of shape ({p.m}, {p.k}) @ ({p.k}, {p.n}) in {p.dtype} needs at least {format_bytes(need)} for its smallest tiles, "
-        f"but {where} leaves {format_bytes(limits.device)}"
+        f"a product of shape ({p.m}, {p.k}) @ ({p.k}, {p.n}) in {p.dtype} needs at least {format_bytes(need)} "
+        f"for its smallest tiles, but {where} leaves {format_bytes(limits.device)}"
     )
     if not unified and not all(p.hostless):
-        text += f", and memory= leaves {format_bytes(limits.host)} for host slots of {format_bytes(piece)}, of which two tiles take several"
-    return text + f"; raise the limit, or store the operands in smaller chunks (now {unit_m} × {unit_k} and {unit_k} × {unit_n})"
+        text += f", and memory= leaves {format_bytes(limits.host)} for host slots of {format_bytes(piece)}, "
+        text += "of which two tiles take several"
+    now = f"{unit_m} × {unit_k} and {unit_k} × {unit_n}"
+    return text + f"; raise the limit, or store the operands in smaller chunks (now {now})"

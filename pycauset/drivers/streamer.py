@@ -17,7 +17,6 @@ caller that stays within the queue's depth. ``run`` drives a whole task generato
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 from collections import deque
@@ -25,7 +24,7 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from functools import partial
 from time import perf_counter
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -33,55 +32,16 @@ from pycauset.devices.base import Device, Lanes, MemoryScope, Mode, Slab
 from pycauset.devices.lanes import Completion, Failure, HostCompletion, LaneStatistics, Span
 from pycauset.drivers.cache import IN_PLACE, Action, CachePlanner, Load, Run, Save
 from pycauset.drivers.task import Barrier, Operand, Tile, TileTask
+from pycauset.drivers.timeline import StreamStatistics, write_timeline
 from pycauset.storage.base import TileStore
 from pycauset.tiling import Rect, cut, round_up
 
-__all__ = ["AsyncStreamer", "StreamStatistics", "has_no_chunks"]
+__all__ = ["AsyncStreamer", "has_no_chunks"]
 
 _ALIGN = 4096
 #: Tasks that may be under way at once; bounds how much work an interruption must wait for.
 _IN_FLIGHT = 48
 _SLAB_BYTES = 256 << 20
-
-
-class StreamStatistics(NamedTuple):
-    """What a streamer has done so far. Bytes and seconds are totals over the run.
-
-    ``lanes`` has an entry for each stage (``read``, ``upload``, ``compute``, ``download``, ``write``) with its jobs, bytes,
-    busy seconds and stalled seconds (kept waiting by another stage). ``overflows`` counts the times that ``submit`` had to
-    wait because the queue was full: a full queue means that the caller is faster than the machine, which is how it should be.
-    """
-
-    tasks: int
-    flops: float
-    seconds: float
-    hits: int
-    misses: int
-    slots: int
-    slots_used: int
-    host_slots: int
-    overflows: int
-    lanes: dict[str, LaneStatistics]
-
-    @property
-    def bytes_read(self) -> int:
-        """Bytes fetched from stores into host slots."""
-        return self.lanes["read"].nbytes
-
-    @property
-    def bytes_written(self) -> int:
-        """Bytes written from host slots to stores."""
-        return self.lanes["write"].nbytes
-
-    @property
-    def bytes_uploaded(self) -> int:
-        """Bytes copied from host to device (0 on a unified device)."""
-        return self.lanes["upload"].nbytes if "upload" in self.lanes else 0
-
-    @property
-    def bytes_downloaded(self) -> int:
-        """Bytes copied from device to host (0 on a unified device)."""
-        return self.lanes["download"].nbytes if "download" in self.lanes else 0
 
 
 class _Slot:
@@ -162,7 +122,9 @@ class AsyncStreamer:
         self._host: CachePlanner | None = None
         if not device.unified and not all(self._host_in_place):
             self._host = CachePlanner([("host", host_slots)], [None if here else 0 for here in self._host_in_place])
-        self._host_slots, self._host_slot_bytes = (host_slots, round_up(host_slot_bytes, _ALIGN)) if self._host is not None else (0, 0)
+        self._host_slots, self._host_slot_bytes = (
+            (host_slots, round_up(host_slot_bytes, _ALIGN)) if self._host is not None else (0, 0)
+        )
         self._grain = [None if has_no_chunks(op.store) else op.store.chunks for op in self._operands]
         self._cuts: dict[Tile, tuple[Tile, ...]] = {}
         self._slots: list[_Slot] = []
@@ -234,7 +196,7 @@ class AsyncStreamer:
                 return
             try:
                 _ = slab.array
-            except Exception as error:  # noqa: BLE001 - raised by the submitting thread
+            except Exception as error:  # raised by the submitting thread
                 self._failure.record(error)
                 return
 
@@ -259,7 +221,7 @@ class AsyncStreamer:
                 lane.close()
             try:
                 self.device.synchronize()
-            except Exception as error:  # noqa: BLE001 - raised by __exit__ after everything is released
+            except Exception as error:  # raised by __exit__ after everything is released
                 self._failure.record(error)
 
     def _release(self) -> None:
@@ -361,7 +323,7 @@ class AsyncStreamer:
         for lane in self._lanes.all() if self._lanes else []:
             old = lanes.get(lane.name)
             new = lane.statistics()
-            lanes[lane.name] = new if old is None else LaneStatistics(*[a + b for a, b in zip(old, new, strict=True)])
+            lanes[lane.name] = new if old is None else _sum(old, new)
         return StreamStatistics(
             self._completed,
             self._flops,
@@ -377,22 +339,7 @@ class AsyncStreamer:
 
     def export_timeline(self, path: str | os.PathLike[str]) -> None:
         """Write every job so far as Chrome-trace JSON (open in ``chrome://tracing`` or Perfetto)."""
-        spans = self._timeline or []
-        origin = min((span.start for span in spans), default=0.0)
-        events = [
-            {
-                "name": span.name,
-                "ph": "X",
-                "pid": 0,
-                "tid": span.lane,
-                "ts": (span.start - origin) * 1e6,
-                "dur": (span.end - span.start) * 1e6,
-                "args": {"bytes": span.nbytes},
-            }
-            for span in spans
-        ]
-        with open(path, "w", encoding="utf-8") as file:
-            json.dump({"traceEvents": events, "displayTimeUnit": "ms"}, file)
+        write_timeline(self._timeline or [], path)
 
     # -- planning -------------------------------------------------------------------------------------------------
 
@@ -423,7 +370,7 @@ class AsyncStreamer:
                     self._remember(action.tile, done)
             return
         for action in actions:
-            if type(action) is not Run and self._host is not None and not self._host_in_place[action.tile.operand]:
+            if not isinstance(action, Run) and self._host is not None and not self._host_in_place[action.tile.operand]:
                 parts = self._pieces(action.tile)
                 if type(action) is Load:
                     self._host.push(TileTask("upload", parts, (), (action,), drop=parts if action.forget else ()))
@@ -622,7 +569,11 @@ class AsyncStreamer:
             row, col = part.r0 - tile.r0, part.c0 - tile.c0
             work: Callable[..., object] = _nothing
             if self.device.real:
-                work = partial(self.device.upload, array, view, row, col, lane) if upload else partial(self.device.download, view, row, col, array, lane)
+                work = (
+                    partial(self.device.upload, array, view, row, col, lane)
+                    if upload
+                    else partial(self.device.download, view, row, col, array, lane)
+                )
             nbytes = (part.r1 - part.r0) * (part.c1 - part.c0) * operand.dtype.itemsize
             done = lane.submit(work, waits + more, name=operand.pool, nbytes=nbytes)
             if hosts:
@@ -666,6 +617,11 @@ class AsyncStreamer:
 def has_no_chunks(store: TileStore) -> bool:
     """Whether rectangles of the store are as good as any other: an array in memory."""
     return store.view(Rect(0, 0, 0, 0)) is not None
+
+
+def _sum(a: LaneStatistics, b: LaneStatistics) -> LaneStatistics:
+    """Totals of two lanes of one stage."""
+    return LaneStatistics(a.jobs + b.jobs, a.nbytes + b.nbytes, a.busy + b.busy, a.stalled + b.stalled)
 
 
 def _nothing() -> None:

@@ -17,8 +17,9 @@ from pycauset.devices.audit import load_profile
 from pycauset.devices.base import Device
 from pycauset.devices.numpy import mirror_lower
 from pycauset.drivers.matmul import MatmulDriver
-from pycauset.drivers.streamer import AsyncStreamer, StreamStatistics
-from pycauset.errors import DeviceError, DtypeError, MemoryLimitError, OverlapError, PycausetWarning, ShapeError
+from pycauset.drivers.streamer import AsyncStreamer
+from pycauset.drivers.timeline import StreamStatistics
+from pycauset.errors import DeviceError, DtypeError, OverlapError, PycausetWarning, ShapeError
 from pycauset.governor import governor
 from pycauset.solver.factor import Factor, Layout, layout_of
 from pycauset.solver.routes import Limits, Route, SolverPlan, in_memory, matmul_routes
@@ -26,7 +27,7 @@ from pycauset.storage import ArrayStore, TileStore, aligned_empty, scratch_store
 from pycauset.tiling import Rect
 from pycauset.units import parse_bytes
 
-__all__ = ["clean_stop", "multiply", "plan", "last_statistics"]
+__all__ = ["clean_stop", "last_statistics", "multiply", "plan"]
 
 #: What imports, thread stacks and BLAS's own buffers take beside the slots, out of a host limit (60 MB were measured).
 _HOST_RESERVE = 72 << 20
@@ -59,7 +60,12 @@ def plan(
     host, device = _limit(memory, "memory"), _limit(gpu_memory, "gpu_memory")
     in_ram = not out_on_disk and _result_in_ram(layout, host)
     out = _Phantom(layout, in_ram)
-    return _plan(a, b, layout, out, new_output=True, host=host, device=device)[0]
+    return _plan(a, b, layout, out, new_output=True, host=_beside_result(layout, host) if in_ram else host, device=device)[0]
+
+
+def _beside_result(layout: Layout, host: int | None) -> int | None:
+    """What a result in RAM leaves of the operation's limit."""
+    return None if host is None else max(host - layout.shape[0] * layout.shape[1] * layout.dtype.itemsize, 1)
 
 
 class _Phantom(ArrayStore):
@@ -101,7 +107,16 @@ def _result_in_ram(layout: Layout, host: int | None) -> bool:
 
 
 def _plan(
-    a: Factor, b: Factor, layout: Layout, out: TileStore, *, new_output: bool, host: int | None, device: int | None, alpha: complex = 1.0, beta: complex = 0.0
+    a: Factor,
+    b: Factor,
+    layout: Layout,
+    out: TileStore,
+    *,
+    new_output: bool,
+    host: int | None,
+    device: int | None,
+    alpha: complex = 1.0,
+    beta: complex = 0.0,
 ) -> tuple[SolverPlan, MatmulDriver]:
     backend = config.get("backend")
     profile = load_profile()
@@ -110,7 +125,11 @@ def _plan(
     if backend != "cpu" and profile.gpu is not None:
         # Nothing starts CUDA for a product that the CPU finishes sooner than CUDA starts.
         flops = 2.0 * layout.shape[0] * layout.shape[1] * a.shape[1]
-        if backend == "auto" and gpu_cold and flops / profile.gemm_rate("cpu", layout.compute, 1000.0) < profile.gpu.start_seconds:
+        if (
+            backend == "auto"
+            and gpu_cold
+            and flops / profile.gemm_rate("cpu", layout.compute, 1000.0) < profile.gpu.start_seconds
+        ):
             gpu = None
         else:
             gpu = devices.pretended_gpu(profile, layout.compute) or devices.gpu()
@@ -182,13 +201,18 @@ def _row_major(factor: Factor) -> Factor:
 
 def _check_out(a: Factor, b: Factor, out: TileStore, layout: Layout) -> Layout:
     if out.shape != layout.shape:
-        raise ShapeError(f"matmul: out has shape {out.shape}, but the product of {a.shape} and {b.shape} has shape {layout.shape}")
+        raise ShapeError(
+            f"matmul: out has shape {out.shape}, but the product of {a.shape} and {b.shape} has shape {layout.shape}"
+        )
     if not np.can_cast(layout.dtype, out.dtype, "same_kind"):
-        raise DtypeError(f"matmul: the product is {layout.dtype}, which out of {out.dtype} cannot hold; give an out of {layout.dtype}")
+        raise DtypeError(
+            f"matmul: the product is {layout.dtype}, which out of {out.dtype} cannot hold; give an out of {layout.dtype}"
+        )
     for name, factor in (("first", a), ("second", b)):
         if out.overlaps(factor.store):
             raise OverlapError(
-                f"matmul: out {out!r} shares storage with the {name} operand, which would be overwritten while it is read; give another out"
+                f"matmul: out {out!r} shares storage with the {name} operand, "
+                "which would be overwritten while it is read; give another out"
             )
     compute = layout.compute
     if out.structure not in ("full", layout.structure):
@@ -227,10 +251,10 @@ def _run(
     m, n = layout.shape
     if m == 0 or n == 0:
         return
+    if new_output and in_memory(out) is not None:
+        host = _beside_result(layout, host)
     solution, driver = _plan(a, b, layout, out, new_output=new_output, host=host, device=device, alpha=alpha, beta=beta)
     route = solution.route
-    if new_output and in_memory(out) is not None and host is not None:
-        host = max(host - m * n * layout.dtype.itemsize, 1)
     try:
         _take(route, a, b, layout, out, driver, solution, host, device, alpha, beta, progress)
     except DeviceError as error:

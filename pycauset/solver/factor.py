@@ -66,15 +66,20 @@ def layout_of(a: Factor, b: Factor) -> Layout:
     (m, k), (other, n) = a.shape, b.shape
     if k != other:
         raise ShapeError(
-            f"matmul: the first operand has shape {a.shape}, the second {b.shape}; {k} columns meet {other} rows, which must be equal"
+            f"matmul: the first operand has shape {a.shape}, the second {b.shape}; "
+            f"{k} columns meet {other} rows, which must be equal"
         )
+    dtype: np.dtype[Any]
+    compute: np.dtype[Any]
     if a.dtype.kind == "b" and b.dtype.kind == "b":
         # Counts up to k: float32 holds integers exactly to 2**24, float64 to 2**53.
         dtype, compute = np.dtype("int64"), np.dtype("float32" if k < 1 << 24 else "float64")
     else:
         dtype = compute = np.result_type(a.dtype, b.dtype)
         if dtype.kind in "iu":
-            raise DtypeError(f"matmul of {a.dtype} and {b.dtype} would need exact integers; convert one operand with .astype('float64')")
+            raise DtypeError(
+                f"matmul of {a.dtype} and {b.dtype} would need exact integers; convert one operand with .astype('float64')"
+            )
         if dtype.name not in _KERNELS_FOR:
             dtype = compute = np.dtype("float32") if dtype.name == "float16" else np.dtype("float64")
     kernel, structure = kernel_of(a, b)

@@ -62,7 +62,9 @@ def _op(array: Array, op: str) -> Array:
     return array if op == "N" else array.T if op == "T" else array.conj().T
 
 
-def _cupy(op_a: str, a: Array, op_b: str, b: Array, c: Array, alpha: complex, beta: complex, scope: MemoryScope, nbytes: int) -> None:
+def _cupy(
+    op_a: str, a: Array, op_b: str, b: Array, c: Array, alpha: complex, beta: complex, scope: MemoryScope, nbytes: int
+) -> None:
     """Upload, multiply, download, on one stream; raw copies, because ``cupy.asarray`` would pin a staging copy of each array."""
     import cupy
 
@@ -77,7 +79,9 @@ def _cupy(op_a: str, a: Array, op_b: str, b: Array, c: Array, alpha: complex, be
         for array in (a, b, c):
             memory = cupy.cuda.alloc(max(array.nbytes, 1))
             held.append(memory)
-            views.append(TileView(memory.ptr, array.shape[0], array.shape[1], max(array.shape[1], 1), array.dtype, array.dtype.name))
+            views.append(
+                TileView(memory.ptr, array.shape[0], array.shape[1], max(array.shape[1], 1), array.dtype, array.dtype.name)
+            )
         lane = device.plain_lane("compute")
         for array, view in zip((a, b, c) if beta != 0 else (a, b), views, strict=False):
             device.upload(np.ascontiguousarray(array) if array.strides[1] != array.itemsize else array, view, 0, 0, lane)

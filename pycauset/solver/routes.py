@@ -26,12 +26,12 @@ from pycauset.hardware.profile import HardwareProfile
 from pycauset.solver.factor import Factor, Layout
 from pycauset.storage import ForeignStore, TileStore
 from pycauset.tiling import Rect
-from pycauset.units import format_bytes, format_flops, format_rate, format_seconds
+from pycauset.units import format_bytes, format_flops, format_seconds
 
 __all__ = ["Limits", "Route", "SolverPlan", "in_memory", "matmul_routes"]
 
 #: Starting lanes and planning: what a streamed product costs before its first tile.
-_STREAM_START = {"cpu": 2e-3, "gpu": 25e-3}
+_STREAM_START = {"cpu": 2e-3, "gpu": 20e-3}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,11 @@ class SolverPlan:
         best = self.routes[0]
         if best.refused:
             reasons = "; ".join(f"{route.name}: {route.refused}" for route in self.routes)
-            kind = MemoryLimitError if any(route.plan is None and "memory" in route.refused for route in self.routes) else BackendError
+            kind = (
+                MemoryLimitError
+                if any(route.plan is None and "memory" in route.refused for route in self.routes)
+                else BackendError
+            )
             raise kind(f"{self.operation} of shape {self.layout.shape} has no way through: {reasons}")
         return best
 
@@ -103,11 +107,17 @@ class SolverPlan:
         m, n = self.layout.shape
         best = self.route
         lines = [
-            f"{self.operation}: ({m}, {self.depth}) @ ({self.depth}, {n}) -> {self.layout.dtype}, computed in {self.layout.compute} by {self.layout.kernel}",
-            f"route: {best.name}, about {format_seconds(best.seconds)} ({format_flops(self.flops / best.seconds if best.seconds else 0)})",
+            f"{self.operation}: ({m}, {self.depth}) @ ({self.depth}, {n}) -> {self.layout.dtype}, "
+            f"computed in {self.layout.compute} by {self.layout.kernel}",
+            f"route: {best.name}, about {format_seconds(best.seconds)} "
+            f"({format_flops(self.flops / best.seconds if best.seconds else 0)})",
         ]
         if best.stages:
-            lines.append("stages: " + ", ".join(f"{name} {format_seconds(s)}" for name, s in best.stages if s > 0) + " (overlapped: the longest counts)")
+            lines.append(
+                "stages: "
+                + ", ".join(f"{name} {format_seconds(s)}" for name, s in best.stages if s > 0)
+                + " (overlapped: the longest counts)"
+            )
         plan = best.plan
         if plan is not None:
             tile_m, tile_n, tile_k = plan.tile
@@ -118,16 +128,17 @@ class SolverPlan:
             link = "disk" if plan.unified else "PCIe"
             if plan.link_bytes:
                 lines.append(
-                    f"{link}: {format_bytes(plan.link_bytes)}, {plan.link_bytes / plan.bound:.2f} × the lower bound with every input read "
-                    f"and the output written once ({format_bytes(plan.bound)})"
+                    f"{link}: {format_bytes(plan.link_bytes)}, {plan.link_bytes / plan.bound:.2f} × the lower bound "
+                    f"with every input read and the output written once ({format_bytes(plan.bound)})"
                 )
             if not plan.unified and plan.disk_read + plan.disk_write:
                 lines.append(f"disk: {format_bytes(plan.disk_read)} read, {format_bytes(plan.disk_write)} written")
-        lines.append(f"memory: {format_bytes(best.host_bytes)} host" + (f", {format_bytes(best.device_bytes)} GPU" if best.device_bytes else ""))
+        lines.append(
+            f"memory: {format_bytes(best.host_bytes)} host"
+            + (f", {format_bytes(best.device_bytes)} GPU" if best.device_bytes else "")
+        )
         why = "forced" if self.forced != "auto" else "the least predicted time"
-        others = [
-            f"{r.name} {'cannot: ' + r.refused if r.refused else format_seconds(r.seconds)}" for r in self.routes[1:]
-        ]
+        others = [f"{r.name} {'cannot: ' + r.refused if r.refused else format_seconds(r.seconds)}" for r in self.routes[1:]]
         lines.append(f"why: {why}" + ("; " + "; ".join(others) if others else ""))
         return "\n".join(lines)
 
@@ -160,29 +171,59 @@ def matmul_routes(
     size = dtype.itemsize
     # Bytes that in-core work adds: operands that are not yet arrays of the computing type, and the result.
     loads = sum(_elements(s) * size for s in stores if in_memory(s) is None or s.dtype != dtype)
-    fresh = m * n * size if new_output or not out_in_ram or layout.dtype != dtype else 0
+    fresh = m * n * size if not out_in_ram or layout.dtype != dtype else 0  # a result in RAM has its ticket already
+    untouched = m * n * size if new_output else fresh
     disk = sum(s.nbytes for s in stores if _is_stored(s))
-    disk_seconds = disk / profile.disk.read_bandwidth + (0 if out_in_ram else m * n * layout.dtype.itemsize / profile.disk.write_bandwidth)
-    touch = fresh / profile.cpu.first_touch_bandwidth if fresh > 1 << 20 else 0.0
+    disk_seconds = disk / profile.disk.read_bandwidth + (
+        0 if out_in_ram else m * n * layout.dtype.itemsize / profile.disk.write_bandwidth
+    )
+    touch = untouched / profile.cpu.first_touch_bandwidth if untouched > 1 << 20 else 0.0
     convert = loads / profile.cpu.copy_bandwidth
     routes = []
     flops = (8.0 if dtype.kind == "c" else 2.0) * m * n * k
     half = 0.5 if layout.kernel == "rank_k" else 1.0
 
     if loads + fresh > limits.host:
-        routes.append(_refuse("NumPy in core", "cpu", f"its arrays take {format_bytes(loads + fresh)} of memory, the limit leaves {format_bytes(limits.host)}"))
+        routes.append(
+            _refuse(
+                "NumPy in core",
+                "cpu",
+                f"its arrays take {format_bytes(loads + fresh)} of memory, the limit leaves {format_bytes(limits.host)}",
+            )
+        )
     else:
         seconds = profile.gemm_seconds("cpu", dtype, m, n, k) * half + touch + convert + disk_seconds
-        routes.append(Route("NumPy in core", "cpu", False, seconds, (("compute", flops * half), ("disk", disk_seconds))[:0], host_bytes=loads + fresh))
+        routes.append(
+            Route(
+                "NumPy in core",
+                "cpu",
+                False,
+                seconds,
+                (("compute", flops * half), ("disk", disk_seconds))[:0],
+                host_bytes=loads + fresh,
+            )
+        )
     best = min(route.seconds for route in routes)
     routes.append(_streamed("streamed NumPy", cpu, driver, profile, dtype, limits, flops * half, 0.0, best))
     if profile.gpu is not None and gpu is not None:
         start = profile.gpu.start_seconds if gpu_cold else 0.0
         device_need = size * (_elements(a.store) + _elements(b.store) + m * n)
         if device_need > limits.device:
-            routes.append(_refuse("CuPy in core", "gpu", f"its arrays take {format_bytes(device_need)} of GPU memory, the limit leaves {format_bytes(limits.device)}"))
+            routes.append(
+                _refuse(
+                    "CuPy in core",
+                    "gpu",
+                    f"its arrays take {format_bytes(device_need)} of GPU memory, the limit leaves {format_bytes(limits.device)}",
+                )
+            )
         elif loads + fresh > limits.host:
-            routes.append(_refuse("CuPy in core", "gpu", f"its arrays take {format_bytes(loads + fresh)} of memory, the limit leaves {format_bytes(limits.host)}"))
+            routes.append(
+                _refuse(
+                    "CuPy in core",
+                    "gpu",
+                    f"its arrays take {format_bytes(loads + fresh)} of memory, the limit leaves {format_bytes(limits.host)}",
+                )
+            )
         else:
             up = sum(profile.transfer_seconds("h2d", _elements(s) * size, gpu.reaches(s, dtype)) for s in stores)
             down = profile.transfer_seconds("d2h", m * n * size, False)
@@ -192,7 +233,7 @@ def matmul_routes(
                     "CuPy in core",
                     "gpu",
                     False,
-                    up + down + compute + touch + convert + disk_seconds + start + 8 * profile.gpu.launch_seconds,
+                    up + down + compute + touch + convert + disk_seconds + start + 14 * profile.gpu.launch_seconds,
                     (("upload", up), ("compute", compute), ("download", down)),
                     host_bytes=loads + fresh,
                     device_bytes=device_need,
@@ -209,7 +250,9 @@ def matmul_routes(
 
 def _is_stored(store: TileStore) -> bool:
     """Whether elements come from a disk (or another library): neither an array in memory nor computed from their indices."""
-    return in_memory(store) is None and (store.path is not None or store.generation is not None or isinstance(store, ForeignStore))
+    return in_memory(store) is None and (
+        store.path is not None or store.generation is not None or isinstance(store, ForeignStore)
+    )
 
 
 def _elements(store: TileStore) -> int:
@@ -221,7 +264,15 @@ def _refuse(name: str, device: str, reason: str) -> Route:
 
 
 def _streamed(
-    name: str, device: Device, driver: MatmulDriver, profile: HardwareProfile, dtype: np.dtype[Any], limits: Limits, flops: float, start: float, best: float
+    name: str,
+    device: Device,
+    driver: MatmulDriver,
+    profile: HardwareProfile,
+    dtype: np.dtype[Any],
+    limits: Limits,
+    flops: float,
+    start: float,
+    best: float,
 ) -> Route:
     # Planning takes milliseconds: not worth it where even the fastest kernel, fed for nothing, would lose.
     least = _STREAM_START[device.kind] + start + flops / profile.gemm_rate(device.kind, dtype.name, 1e9)  # type: ignore[arg-type]
@@ -257,8 +308,8 @@ def _plan_beside_buffers(
             return plan, needed
         temporary = needed
     raise MemoryLimitError(
-        f"its threads need {format_bytes(temporary)} of memory for tiles on their way, the limit leaves {format_bytes(limits.host)}; "
-        "raise the limit, or store the matrices in smaller chunks"
+        f"its threads need {format_bytes(temporary)} of memory for tiles on their way, "
+        f"the limit leaves {format_bytes(limits.host)}; raise the limit, or store the matrices in smaller chunks"
     )
 
 

@@ -41,8 +41,9 @@ def _stream(gpu, a, b, c, *, limit, host=64 << 20, mode="async", profile=None, t
 
     driver = MatmulDriver(a, b, c, c.dtype, **options)
     plan = driver.plan(gpu, MatmulLimits(limit, host), Rates(profile or load_profile(), "gpu", c.dtype))
-    with governor().scope(host=host + (256 << 20), device=limit + (1 << 20), owner="test") as scope:
-        with AsyncStreamer(
+    with (
+        governor().scope(host=host + (256 << 20), device=limit + (1 << 20), owner="test") as scope,
+        AsyncStreamer(
             gpu,
             driver.operands(plan),
             scope,
@@ -50,9 +51,10 @@ def _stream(gpu, a, b, c, *, limit, host=64 << 20, mode="async", profile=None, t
             host_slot_bytes=plan.host_slot_bytes,
             mode=mode,
             timeline=timeline,
-        ) as streamer:
-            streamer.run(driver.tasks(plan))
-            statistics = streamer.statistics()
+        ) as streamer,
+    ):
+        streamer.run(driver.tasks(plan))
+        statistics = streamer.statistics()
     assert not scope.leaks
     return plan, statistics
 

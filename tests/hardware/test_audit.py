@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pycauset.devices import audit, audit_cpu, audit_disk
 from pycauset.hardware import DTYPES, HardwareProfile, probe
@@ -77,3 +80,14 @@ def test_without_direct_io_it_is_buffered(tmp_path: Path, monkeypatch: pytest.Mo
     found = audit_disk.measure_disk(tmp_path, probe.disk_info(tmp_path), seconds=0.02)
     assert not found.direct
     assert not found.assumed
+
+
+@given(st.lists(st.floats(1e-9, 1e3), max_size=20))
+def test_larger_jobs_are_never_recorded_as_faster(seconds: list[float]) -> None:
+    found = audit_cpu.growing(seconds)
+    assert len(found) == len(seconds)
+    assert all(a < b for a, b in itertools.pairwise(found))
+    for i, (before, after) in enumerate(zip(seconds, found, strict=True)):
+        # What the figures had in order stays as measured.
+        in_order = all(before <= later * 0.999 ** (j + 1) for j, later in enumerate(seconds[i + 1 :]))
+        assert after == pytest.approx(before) if in_order else after < before
