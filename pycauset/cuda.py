@@ -180,7 +180,7 @@ def benchmark(force: bool = False) -> HardwareProfile:
     >>> from pycauset.hardware import load_machine, use_probe
     >>> with use_probe(load_machine("profiles/h200.json")):
     ...     round(benchmark().gemm_rate("gpu", "float64", 8192) / 1e12)
-    60
+    63
     """
     from pycauset.devices.audit import load_profile
 

@@ -74,7 +74,7 @@ def matmul(
     array([[1., 2.],
            [3., 4.]])
     """
-    if out is None:
+    if out is None and memory is None and gpu_memory is None:  # limits are for the solver to check
         quick = _quick_product(a, b)
         if quick is not None:
             return quick
@@ -94,7 +94,7 @@ def matmul(
         return _to_path(x, y, out, memory, gpu_memory, progress)
     flags = operations.product_flags(x, y)
     if out is None:
-        array = _small_product(x, y)
+        array = _small_product(x, y) if memory is None and gpu_memory is None else None
         if array is not None:
             return Matrix._of_array(array, flags)
         return Matrix._of_store(_multiply(x, y, None, memory, gpu_memory, progress), "N", flags)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -71,14 +70,17 @@ def noise(nbytes: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
 
 
 def repeat_seconds(call: Callable[[], object], budget: float, *, most: int, least: int = 1) -> float:
-    """Median seconds of ``call``, repeated until the budget is spent, ``least`` to ``most`` times."""
+    """Least seconds of ``call``, repeated until the budget is spent, ``least`` to ``most`` times.
+
+    The least, not the median: other processes can only make a run slower, and a profile is kept for a long time.
+    """
     times: list[float] = []
     begin = time.perf_counter()
     while len(times) < most and (len(times) < least or time.perf_counter() - begin < budget):
         start = time.perf_counter()
         call()
         times.append(time.perf_counter() - start)
-    return max(statistics.median(times), 1e-9)
+    return max(min(times), 1e-9)
 
 
 def growing(seconds: Sequence[float]) -> list[float]:
@@ -163,7 +165,7 @@ def _gemm_rates(name: str, buffer: np.ndarray[Any, np.dtype[np.uint8]], budget: 
         if n <= 256 or not points:
             multiply()  # wakes the library's threads; larger products find them awake
         window = max(0.0, min(left / 8, 5e-3 if n <= 256 else left))
-        seconds = repeat_seconds(multiply, window, most=400)
+        seconds = repeat_seconds(multiply, window, most=400, least=3 if n <= 512 else 1)
         if points and flops / seconds < points[-1].flops / 2:
             # Rates rise with n. Somebody else had the cores for a moment: ask once more.
             seconds = min(seconds, repeat_seconds(multiply, window, most=400))
