@@ -386,6 +386,8 @@ def test_an_interrupted_product_leaves_nothing(
         stderr=subprocess.PIPE,
         text=True,
         env={**environment(), **one_thread},  # takes a second, on any machine
+        # a shell's background job starts with SIGINT ignored, and hands that on
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,
     )
     try:
         wait_for(lambda: [p for p in folder.rglob(".c.*") if p.name.startswith(f".{name}.partial")], process)

@@ -467,7 +467,12 @@ def test_a_signal_stops_the_process_cleanly(sent, status, tmp_path, home, isolat
     big_pair(tmp_path)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYCAUSET_HOME": str(home), "PYCAUSET_SCRATCH": str(isolated)}
     command = [sys.executable, "-W", "error", "-c", PROGRAM, str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as process:
+
+    def listen() -> None:  # a shell's background job starts with SIGINT ignored, and hands that on
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes, text=True, env=environment, preexec_fn=listen) as process:
         assert process.stdout.readline() == "running\n", process.stderr.read()
         process.send_signal(sent)
         output, errors = process.communicate(timeout=60)
