@@ -6,19 +6,27 @@ working. A message names the offending thing, its value, the limit it broke, and
 
 from __future__ import annotations
 
+from numpy.linalg import LinAlgError
+
 __all__ = [
     "BackendError",
     "ConfigError",
     "CorruptTileError",
     "DeviceError",
     "DtypeError",
+    "IllConditionedError",
+    "JournalBusyError",
+    "JournalError",
     "MemoryLimitError",
+    "NonFiniteError",
     "NotInMemoryError",
+    "NotPositiveDefiniteError",
     "OutOfBoundsError",
     "OverlapError",
     "PycausetError",
     "PycausetWarning",
     "ShapeError",
+    "SingularMatrixError",
     "StoreError",
     "StoreExistsError",
     "StoreFullError",
@@ -89,6 +97,52 @@ class DeviceError(PycausetError, RuntimeError):
 
 class BackendError(DeviceError):
     """The forced backend is not there, or cannot run this operation."""
+
+
+class NonFiniteError(PycausetError, ValueError):
+    """NaN or infinity where the method forbids it."""
+
+
+class NotPositiveDefiniteError(PycausetError, LinAlgError):
+    """A Cholesky factorisation met a pivot that is not positive.
+
+    Attributes
+    ----------
+    order : int
+        Order of the first leading minor that is not positive definite (1-based).
+    pivot : int
+        Row and column of the pivot in the whole matrix (0-based).
+    value : float
+        The pivot before its square root would have been taken.
+    """
+
+    def __init__(self, message: str, *, pivot: int, value: float) -> None:
+        super().__init__(message)
+        self.pivot, self.order, self.value = pivot, pivot + 1, value
+
+
+class SingularMatrixError(PycausetError, LinAlgError):
+    """A triangular matrix has a zero on its diagonal, at ``index`` (0-based, in the whole matrix)."""
+
+    def __init__(self, message: str, *, index: int) -> None:
+        super().__init__(message)
+        self.index = index
+
+
+class IllConditionedError(PycausetError, LinAlgError):
+    """A problem too ill-conditioned for the method; ``condition`` is the estimated condition number."""
+
+    def __init__(self, message: str, *, condition: float) -> None:
+        super().__init__(message)
+        self.condition = condition
+
+
+class JournalError(StoreError):
+    """A journal that cannot be used: of another operation, damaged, or of another version."""
+
+
+class JournalBusyError(JournalError):
+    """Another process is at work on the same output."""
 
 
 class PycausetWarning(UserWarning):

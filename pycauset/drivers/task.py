@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pycauset.storage.base import TileStore
+from pycauset.storage.base import TileJournal, TileStore
 from pycauset.tiling import Rect
 
 __all__ = ["Barrier", "Operand", "Tile", "TileTask"]
@@ -62,7 +62,8 @@ class Operand:
     """A store as an algorithm sees it: the element type that kernels work in, and the slots its tiles get.
 
     ``tile`` is the shape of its largest tile and ``slots`` the number of device-level slots for such tiles; operands that
-    name the same ``pool`` share slots.
+    name the same ``pool`` share slots. Until a tile has been written for the first time it is read from ``origin``, where
+    there is one; with a ``journal`` each write goes through it, and what it has on record is not computed again.
     """
 
     store: TileStore
@@ -70,6 +71,8 @@ class Operand:
     tile: tuple[int, int]
     slots: int
     pool: str
+    origin: TileStore | None = None
+    journal: TileJournal | None = None
 
     @property
     def slot_bytes(self) -> int:

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Hashable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Protocol, Self
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -31,7 +31,7 @@ from pycauset.errors import (
 )
 from pycauset.tiling import Rect
 
-__all__ = ["MIRRORED", "STRUCTURES", "TileStore", "default_chunks", "element_type", "place", "store_error"]
+__all__ = ["MIRRORED", "STRUCTURES", "TileJournal", "TileStore", "default_chunks", "element_type", "place", "store_error"]
 
 STRUCTURES: Final = ("full", "lower", "upper", "symmetric", "hermitian", "skew")
 MIRRORED: Final = ("symmetric", "hermitian", "skew")
@@ -357,6 +357,22 @@ class TileStore(abc.ABC):
         where = f" {os.fspath(self.path)!r}" if self.path is not None else ""
         form = "" if self.structure == "full" else f" {self.structure}"
         return f"<{type(self).__name__}{where} {self.shape[0]} x {self.shape[1]} {self.dtype}{form}>"
+
+
+class TileJournal(Protocol):
+    """What a driver's run asks of the journal of an output (:mod:`pycauset.storage.journal`).
+
+    The generation of a tile is the number of tasks that have written it, in the driver's order.
+    """
+
+    def generation(self, tile: Rect) -> int:
+        """The generation of a tile that is safe on disk, 0 if none is."""
+
+    def write(self, tile: Rect, generation: int, part: Rect, data: NDArray[Any]) -> None:
+        """Write ``part`` (whole chunks) of a tile; thread-safe. Afterwards the store reads it."""
+
+    def flush(self) -> None:
+        """Make everything written so far durable."""
 
 
 def _overlap(a: Footprint, b: Footprint) -> bool:
