@@ -100,7 +100,7 @@ def _run(driver: MapDriver | ReduceDriver, limit: int | None, owner: str, progre
         report = None
         if any(in_ram(store) is None for store in driver.stores):
             from pycauset.progress import reporter
-            from pycauset.solver.execute import clean_stop
+            from pycauset.solver.run import clean_stop
 
             stack.enter_context(clean_stop())
             size = sum(store.dtype.itemsize for store in driver.stores)

@@ -8,16 +8,18 @@ from typing import TYPE_CHECKING, Any
 from pycauset import devices
 
 if TYPE_CHECKING:
-    from pycauset.solver.execute import last_statistics, multiply, plan
+    from pycauset.solver.execute import multiply, plan
     from pycauset.solver.factor import Factor, Layout, kernel_of, layout_of
     from pycauset.solver.routes import Route, SolverPlan
+    from pycauset.solver.run import last_statistics
 
 __all__ = ["Factor", "Layout", "Route", "SolverPlan", "is_small", "kernel_of", "last_statistics", "layout_of", "multiply", "plan"]
 
 _HOME = {
-    **dict.fromkeys(("last_statistics", "multiply", "plan"), "execute"),
+    **dict.fromkeys(("multiply", "plan"), "execute"),
     **dict.fromkeys(("Factor", "Layout", "kernel_of", "layout_of"), "factor"),
     **dict.fromkeys(("Route", "SolverPlan"), "routes"),
+    "last_statistics": "run",
 }
 
 #: Below this many multiply-adds one NumPy call takes less time than asking the cost model would; the second figure is for

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import signal
-import threading
 import weakref
-from collections.abc import Callable, Iterator
-from types import FrameType
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,28 +13,59 @@ from pycauset.devices.audit import load_profile
 from pycauset.devices.base import Device
 from pycauset.devices.numpy import mirror_lower
 from pycauset.drivers.matmul import MatmulDriver
-from pycauset.drivers.streamer import AsyncStreamer
-from pycauset.drivers.timeline import StreamStatistics
-from pycauset.errors import DeviceError, DtypeError, OverlapError, PycausetWarning, ShapeError
+from pycauset.errors import ConfigError, DeviceError, DtypeError, OverlapError, PycausetWarning, ShapeError
 from pycauset.governor import governor
 from pycauset.solver.factor import Factor, Layout, layout_of
-from pycauset.solver.routes import Limits, Route, SolverPlan, in_memory, matmul_routes
+from pycauset.solver.routes import Route, SolverPlan, in_memory, matmul_routes
+from pycauset.solver.run import Limits, clean_stop, named_limit, operation_limits, record_statistics, run_streamed
 from pycauset.storage import ArrayStore, TileStore, aligned_empty, scratch_store
 from pycauset.tiling import Rect
-from pycauset.units import parse_bytes
 
-__all__ = ["clean_stop", "last_statistics", "multiply", "plan"]
+__all__ = ["multiply", "plan"]
 
-#: What imports, thread stacks and BLAS's own buffers take beside the slots, out of a host limit (60 MB were measured).
-_HOST_RESERVE = 72 << 20
 _SMALL_RESULT = 64 << 20
 
-_statistics: StreamStatistics | None = None
+
+@dataclass(frozen=True, slots=True)
+class _Product:
+    """``out = alpha a b + beta out``, and under which limits; ``fresh`` says that nobody has touched ``out`` yet."""
+
+    a: Factor
+    b: Factor
+    layout: Layout
+    out: TileStore
+    fresh: bool
+    alpha: complex = 1.0
+    beta: complex = 0.0
+    memory: int | None = None
+    gpu_memory: int | None = None
+
+    @property
+    def flops(self) -> float:
+        (m, n), k = self.layout.shape, self.a.shape[1]
+        return (8.0 if self.layout.compute.kind == "c" else 2.0) * m * n * k
+
+    @property
+    def owner(self) -> str:
+        return f"matmul {self.a.shape} @ {self.b.shape}"
+
+    def driver(self) -> MatmulDriver:
+        a, b, layout = self.a, self.b, self.layout
+        rank_k = layout.kernel == "rank_k"
+        return MatmulDriver(
+            a.store, b.store, self.out, layout.compute, alpha=self.alpha, beta=self.beta, op_a=a.op, op_b=b.op, rank_k=rank_k
+        )
+
+    def limits(self) -> Limits:
+        """What the operation may take; a new result in RAM counts under ``memory``."""
+        return operation_limits(self.memory, self.gpu_memory, result=self._result_bytes())
+
+    def _result_bytes(self) -> int:
+        return _nbytes(self.layout) if self.fresh and in_memory(self.out) is not None else 0
 
 
-def last_statistics() -> StreamStatistics | None:
-    """Statistics of the last streamed product of this process, for benchmarks and curiosity."""
-    return _statistics
+def _nbytes(layout: Layout) -> int:
+    return layout.shape[0] * layout.shape[1] * layout.dtype.itemsize
 
 
 def plan(
@@ -51,21 +78,13 @@ def plan(
     ConfigError, ShapeError, DtypeError
         For an unknown operation or operands that do not fit.
     """
-    from pycauset.errors import ConfigError
-
     if operation != "matmul":
         raise ConfigError(f"no plan is known for {operation!r}; there is 'matmul'")
     a, b = _row_major(a), _row_major(b)
     layout = layout_of(a, b)
-    host, device = _limit(memory, "memory"), _limit(gpu_memory, "gpu_memory")
-    in_ram = not out_on_disk and _result_in_ram(layout, host)
-    out = _Phantom(layout, in_ram)
-    return _plan(a, b, layout, out, new_output=True, host=_beside_result(layout, host) if in_ram else host, device=device)[0]
-
-
-def _beside_result(layout: Layout, host: int | None) -> int | None:
-    """What a result in RAM leaves of the operation's limit."""
-    return None if host is None else max(host - layout.shape[0] * layout.shape[1] * layout.dtype.itemsize, 1)
+    host, device = named_limit(memory, "memory"), named_limit(gpu_memory, "gpu_memory")
+    out = _Phantom(layout, not out_on_disk and _result_in_ram(layout, host))
+    return _plan(_Product(a, b, layout, out, fresh=True, memory=host, gpu_memory=device))[0]
 
 
 class _Phantom(ArrayStore):
@@ -80,77 +99,41 @@ class _Phantom(ArrayStore):
         return np.broadcast_to(np.empty((), self.dtype), self.shape) if self._in_ram else None
 
 
-def _limit(value: Any, name: str) -> int | None:
-    return parse_bytes(value) if value is not None else config.get(name)
-
-
-def _limits(host: int | None, device: int | None) -> Limits:
-    held = governor()
-    kept = devices.kept_pinned_bytes()
-    available = held.available("host")
-    if host is not None:
-        available = min(available, host - min(_HOST_RESERVE, host // 2))
-    vram = held.available("device")
-    if device is not None:
-        vram = min(vram, device) if vram else device
-    from pycauset.devices.cupy import WORKSPACE_BYTES
-
-    return Limits(available, min(available, held.available("pinned") + kept), max(0, vram - WORKSPACE_BYTES))
-
-
 def _result_in_ram(layout: Layout, host: int | None) -> bool:
-    nbytes = layout.shape[0] * layout.shape[1] * layout.dtype.itemsize
     if host is not None:
         # Under a limit the result may take half of it; slots need the rest.
-        return nbytes <= host // 2
-    return nbytes <= max(_SMALL_RESULT, governor().available("host") // 2)
+        return _nbytes(layout) <= host // 2
+    return _nbytes(layout) <= max(_SMALL_RESULT, governor().available("host") // 2)
 
 
-def _plan(
-    a: Factor,
-    b: Factor,
-    layout: Layout,
-    out: TileStore,
-    *,
-    new_output: bool,
-    host: int | None,
-    device: int | None,
-    alpha: complex = 1.0,
-    beta: complex = 0.0,
-) -> tuple[SolverPlan, MatmulDriver]:
+def _plan(product: _Product) -> tuple[SolverPlan, MatmulDriver]:
     backend = config.get("backend")
     profile = load_profile()
+    layout = product.layout
     gpu_cold = devices.gpu_is_cold()
     gpu: Device | None = None
     if backend != "cpu" and profile.gpu is not None:
         # Nothing starts CUDA for a product that the CPU finishes sooner than CUDA starts.
-        flops = 2.0 * layout.shape[0] * layout.shape[1] * a.shape[1]
-        if (
-            backend == "auto"
-            and gpu_cold
-            and flops / profile.gemm_rate("cpu", layout.compute, 1000.0) < profile.gpu.start_seconds
-        ):
-            gpu = None
-        else:
+        on_cpu = product.flops / profile.gemm_rate("cpu", layout.compute, 1000.0)
+        if backend != "auto" or not gpu_cold or on_cpu >= profile.gpu.start_seconds:
             gpu = devices.pretended_gpu(profile, layout.compute) or devices.gpu()
-    driver = MatmulDriver(
-        a.store, b.store, out, layout.compute, alpha=alpha, beta=beta, op_a=a.op, op_b=b.op, rank_k=layout.kernel == "rank_k"
-    )
+    driver = product.driver()
     routes = matmul_routes(
-        a,
-        b,
+        product.a,
+        product.b,
         layout,
         driver,
-        out_in_ram=in_memory(out) is not None,
-        new_output=new_output,
+        out_in_ram=in_memory(product.out) is not None,
+        new_output=product.fresh,
         profile=profile,
         cpu=devices.cpu(),
         gpu=gpu,
         gpu_cold=gpu_cold,
-        limits=_limits(host, device),
+        limits=product.limits(),
         backend=backend,
     )
-    return SolverPlan("matmul", layout, a.shape[1], routes, driver.problem(devices.cpu()).flops, backend), driver
+    flops = driver.problem(devices.cpu()).flops
+    return SolverPlan("matmul", layout, product.a.shape[1], routes, flops, backend), driver
 
 
 def multiply(
@@ -174,8 +157,7 @@ def multiply(
     """
     a, b = _row_major(a), _row_major(b)
     layout = layout_of(a, b)
-    host, device = _limit(memory, "memory"), _limit(gpu_memory, "gpu_memory")
-    new_output = out is None
+    host, device = named_limit(memory, "memory"), named_limit(gpu_memory, "gpu_memory")
     if out is not None:
         layout = _check_out(a, b, out, layout)
     with clean_stop():
@@ -183,7 +165,7 @@ def multiply(
         try:
             if out is not None:
                 out.begin_write()
-            _run(a, b, layout, target, new_output=new_output, host=host, device=device, alpha=alpha, beta=beta, progress=progress)
+            _run(_Product(a, b, layout, target, out is None, alpha, beta, host, device), progress)
             target.commit()
         except BaseException:
             target.discard()
@@ -225,7 +207,7 @@ def _check_out(a: Factor, b: Factor, out: TileStore, layout: Layout) -> Layout:
 def _new_result(layout: Layout, host: int | None) -> TileStore:
     """RAM under a ticket that lives as long as the array, else a scratch store."""
     if _result_in_ram(layout, host):
-        nbytes = layout.shape[0] * layout.shape[1] * layout.dtype.itemsize
+        nbytes = _nbytes(layout)
         ticket = governor().request("host", nbytes, owner=f"a result of shape {layout.shape}")
         if ticket is not None:
             array = aligned_empty(layout.shape, layout.dtype) if nbytes else np.empty(layout.shape, layout.dtype)
@@ -235,102 +217,37 @@ def _new_result(layout: Layout, host: int | None) -> TileStore:
     return scratch_store(layout.shape, layout.dtype, chunks=layout.chunks, structure=layout.structure)
 
 
-def _run(
-    a: Factor,
-    b: Factor,
-    layout: Layout,
-    out: TileStore,
-    *,
-    new_output: bool,
-    host: int | None,
-    device: int | None,
-    alpha: complex,
-    beta: complex,
-    progress: Any,
-) -> None:
-    m, n = layout.shape
-    if m == 0 or n == 0:
+def _run(product: _Product, progress: Any) -> None:
+    if 0 in product.layout.shape:
         return
-    if new_output and in_memory(out) is not None:
-        host = _beside_result(layout, host)
-    solution, driver = _plan(a, b, layout, out, new_output=new_output, host=host, device=device, alpha=alpha, beta=beta)
+    solution, driver = _plan(product)
     route = solution.route
     try:
-        _take(route, a, b, layout, out, driver, solution, host, device, alpha, beta, progress)
+        _take(route, product, driver, progress)
     except DeviceError as error:
         spare = [r for r in solution.routes if r.device == "cpu" and not r.refused]
-        if route.device != "gpu" or not spare or beta != 0:
+        if route.device != "gpu" or not spare or product.beta != 0:
             raise
         import warnings
 
         warnings.warn(f"the GPU failed ({error}); the product is computed again on the CPU", PycausetWarning, stacklevel=4)
-        _take(spare[0], a, b, layout, out, driver, solution, host, device, alpha, beta, progress)
-    array = in_memory(out)
-    if layout.kernel == "rank_k" and route.streamed and array is not None:
-        mirror_lower(array, layout.structure == "hermitian")
+        _take(spare[0], product, driver, progress)
+    array = in_memory(product.out)
+    if product.layout.kernel == "rank_k" and route.streamed and array is not None:
+        mirror_lower(array, product.layout.structure == "hermitian")
 
 
-def _take(
-    route: Route,
-    a: Factor,
-    b: Factor,
-    layout: Layout,
-    out: TileStore,
-    driver: MatmulDriver,
-    solution: SolverPlan,
-    host: int | None,
-    device: int | None,
-    alpha: complex,
-    beta: complex,
-    progress: Any,
-) -> None:
-    global _statistics
-    m, n = layout.shape
-    with governor().scope(host=host, device=device, owner=f"matmul ({m}, {a.shape[1]}) @ ({a.shape[1]}, {n})") as scope:
+def _take(route: Route, product: _Product, driver: MatmulDriver, progress: Any) -> None:
+    with product.limits().scope(product.owner) as scope:
         if not route.streamed:
             from pycauset.solver.incore import matmul_in_core
 
-            _statistics = None
-            matmul_in_core(route, a, b, layout, out, alpha, beta, scope)
+            record_statistics(None)
+            matmul_in_core(route, product.a, product.b, product.layout, product.out, product.alpha, product.beta, scope)
             return
         assert route.plan is not None
         where: Device | None = devices.cpu() if route.device == "cpu" else devices.gpu()
         if where is None:
             raise DeviceError("the GPU is gone; the work goes to the CPU")
-        from pycauset.progress import reporter
-
-        with (
-            reporter(progress, f"matmul on the {where.name}", solution.flops) as report,
-            AsyncStreamer(
-                where,
-                driver.operands(route.plan),
-                scope,
-                host_slots=route.plan.host_slots,
-                host_slot_bytes=route.plan.host_slot_bytes,
-                readers=driver.readers(where),
-                writers=driver.writers(where),
-                on_progress=report,
-            ) as streamer,
-        ):
-            streamer.run(driver.tasks(route.plan))
-            _statistics = streamer.statistics()
-
-
-@contextlib.contextmanager
-def clean_stop() -> Iterator[None]:
-    """Let SIGTERM end the operation as Ctrl-C does, by an exception: threads stop, tickets return, nothing half-written stays.
-
-    Only in the main thread, and only where the program has no handler of its own.
-    """
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield
-        return
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    before: Callable[..., Any] | int | None = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        threads = {"readers": driver.readers(where), "writers": driver.writers(where)}
+        run_streamed(where, driver, route.plan, scope, "matmul", route.plan.problem.flops, progress, **threads)

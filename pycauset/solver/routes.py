@@ -24,23 +24,15 @@ from pycauset.drivers.streamer import AsyncStreamer
 from pycauset.errors import BackendError, MemoryLimitError
 from pycauset.hardware.profile import HardwareProfile
 from pycauset.solver.factor import Factor, Layout
+from pycauset.solver.run import Limits
 from pycauset.storage import ForeignStore, TileStore
 from pycauset.tiling import Rect
 from pycauset.units import format_bytes, format_flops, format_seconds
 
-__all__ = ["Limits", "Route", "SolverPlan", "in_memory", "matmul_routes"]
+__all__ = ["Route", "SolverPlan", "in_memory", "matmul_routes"]
 
 #: Starting lanes and planning: what a streamed product costs before its first tile.
 _STREAM_START = {"cpu": 2e-3, "gpu": 20e-3}
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Bytes that one operation may take: on the host, of it pinned, and on the GPU."""
-
-    host: int
-    pinned: int
-    device: int
 
 
 @dataclass(frozen=True, slots=True)
