@@ -1,68 +1,22 @@
 """BLAS without the GIL and without copies, on row-major tiles with any leading dimension.
 
-``scipy.linalg.blas`` holds the GIL during a call, so that a prefetch thread starves behind it. The function pointers
-that ``scipy.linalg.cython_blas`` exports for Cython users (``__pyx_capi__``, a documented interface) can be called
-through ctypes, which releases the GIL.
-
 A row-major matrix is its transpose in BLAS's column-major eyes, so ``C = op(A) op(B)`` is asked for as
-``Cᵀ = op(B)ᵀ op(A)ᵀ``: swap the operands, keep the flags. A row-major lower triangle is a column-major upper one.
+``Cᵀ = op(B)ᵀ op(A)ᵀ``: swap the operands, keep the flags. A row-major lower triangle is a column-major upper one,
+and what multiplies from the left there multiplies from the right here.
 """
 
 from __future__ import annotations
 
-import ctypes
-import functools
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-__all__ = ["gemm", "rank_k"]
+from pycauset.devices.fortran import LETTER, character, integer, leading, routine, scalar
 
-_LETTER = {"float32": "s", "float64": "d", "complex64": "c", "complex128": "z"}
-_SCALAR: dict[str, Any] = {
-    "float32": ctypes.c_float,
-    "float64": ctypes.c_double,
-    "complex64": ctypes.c_float * 2,
-    "complex128": ctypes.c_double * 2,
-}
-_FLAG = {"N": ctypes.c_char(b"N"), "T": ctypes.c_char(b"T"), "H": ctypes.c_char(b"C"), "U": ctypes.c_char(b"U")}
-_PyCapsule_GetName = ctypes.pythonapi.PyCapsule_GetName
-_PyCapsule_GetName.restype = ctypes.c_char_p
-_PyCapsule_GetName.argtypes = [ctypes.py_object]
-_PyCapsule_GetPointer = ctypes.pythonapi.PyCapsule_GetPointer
-_PyCapsule_GetPointer.restype = ctypes.c_void_p
-_PyCapsule_GetPointer.argtypes = [ctypes.py_object, ctypes.c_char_p]
+__all__ = ["gemm", "rank_k", "trmm", "trsm"]
 
-
-@functools.cache
-def _routine(name: str, arguments: int) -> Callable[..., None]:
-    """The BLAS routine ``name`` as a ctypes function of ``arguments`` pointers; calling it releases the GIL."""
-    from scipy.linalg import cython_blas
-
-    capsule = cython_blas.__pyx_capi__[name]
-    address = _PyCapsule_GetPointer(capsule, _PyCapsule_GetName(capsule))
-    return ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * arguments)(address)
-
-
-def _int(value: int) -> Any:
-    return ctypes.byref(ctypes.c_int(value))
-
-
-def _scalar(value: complex, dtype: np.dtype[Any]) -> Any:
-    kind = _SCALAR[dtype.name]
-    if dtype.kind == "c":
-        value = complex(value)
-        return ctypes.byref(kind(value.real, value.imag))
-    return ctypes.byref(kind(float(value.real)))
-
-
-def _leading(a: np.ndarray[Any, Any]) -> tuple[int, int]:
-    """Address and leading dimension (elements) of a row-major 2-D array."""
-    row, column = a.strides
-    if column != a.itemsize and a.shape[1] > 1:
-        raise ValueError(f"a tile of strides {a.strides} is not row-major")
-    return a.__array_interface__["data"][0], max(row // a.itemsize if a.shape[0] > 1 else 0, a.shape[1], 1)
+_OPPOSITE = {"L": "R", "R": "L"}
+_MIRRORED = {"L": "U", "U": "L"}
 
 
 def gemm(
@@ -93,23 +47,23 @@ def gemm(
     """
     m, n = c.shape
     k = a.shape[1] if op_a == "N" else a.shape[0]
-    pa, lda = _leading(a)
-    pb, ldb = _leading(b)
-    pc, ldc = _leading(c)
-    _routine(_LETTER[c.dtype.name] + "gemm", 13)(
-        ctypes.byref(_FLAG[op_b]),
-        ctypes.byref(_FLAG[op_a]),
-        _int(n),
-        _int(m),
-        _int(k),
-        _scalar(alpha, c.dtype),
+    pa, lda = leading(a)
+    pb, ldb = leading(b)
+    pc, ldc = leading(c)
+    routine(LETTER[c.dtype.name] + "gemm", 13)(
+        character(op_b),
+        character(op_a),
+        integer(n),
+        integer(m),
+        integer(k),
+        scalar(alpha, c.dtype),
         pb,
-        _int(ldb),
+        integer(ldb),
         pa,
-        _int(lda),
-        _scalar(beta, c.dtype),
+        integer(lda),
+        scalar(beta, c.dtype),
         pc,
-        _int(ldc),
+        integer(ldc),
     )
 
 
@@ -138,19 +92,105 @@ def rank_k(
     """
     n = c.shape[0]
     k = a.shape[1] if op_a == "N" else a.shape[0]
-    pa, lda = _leading(a)
-    pc, ldc = _leading(c)
+    pa, lda = leading(a)
+    pc, ldc = leading(c)
     herk = hermitian and c.dtype.kind == "c"
     real = np.dtype("float32" if c.dtype.itemsize == 8 else "float64") if herk else c.dtype
-    _routine(_LETTER[c.dtype.name] + ("herk" if herk else "syrk"), 10)(
-        ctypes.byref(_FLAG["U"]),
-        ctypes.byref(_FLAG[("H" if herk else "T") if op_a == "N" else "N"]),
-        _int(n),
-        _int(k),
-        _scalar(alpha, real),
+    routine(LETTER[c.dtype.name] + ("herk" if herk else "syrk"), 10)(
+        character("U"),
+        character(("H" if herk else "T") if op_a == "N" else "N"),
+        integer(n),
+        integer(k),
+        scalar(alpha, real),
         pa,
-        _int(lda),
-        _scalar(beta, real),
+        integer(lda),
+        scalar(beta, real),
         pc,
-        _int(ldc),
+        integer(ldc),
+    )
+
+
+def trsm(
+    t: np.ndarray[Any, Any],
+    x: np.ndarray[Any, Any],
+    *,
+    side: str = "L",
+    uplo: str = "L",
+    op: str = "N",
+    unit: bool = False,
+    alpha: complex = 1.0,
+) -> None:
+    """Solve with a triangle in place: ``x = alpha op(t)⁻¹ x`` (side ``"L"``) or ``x = alpha x op(t)⁻¹`` (side ``"R"``).
+
+    Parameters
+    ----------
+    t : ndarray (m, m) or (n, n)
+        Row-major tile; only its lower (``uplo="L"``) or upper (``"U"``) triangle is read, without the diagonal if ``unit``.
+        A zero on the diagonal gives infinities, no error.
+    x : ndarray (m, n)
+        Row-major tile of the same dtype.
+
+    Examples
+    --------
+    >>> t = np.array([[2.0, np.nan], [1.0, 4.0]])
+    >>> x = np.array([[2.0], [9.0]])
+    >>> trsm(t, x)
+    >>> x
+    array([[1.],
+           [2.]])
+    """
+    _triangular("trsm", t, x, side, uplo, op, unit, alpha)
+
+
+def trmm(
+    t: np.ndarray[Any, Any],
+    x: np.ndarray[Any, Any],
+    *,
+    side: str = "L",
+    uplo: str = "L",
+    op: str = "N",
+    unit: bool = False,
+    alpha: complex = 1.0,
+) -> None:
+    """Multiply by a triangle in place: ``x = alpha op(t) x`` (side ``"L"``) or ``x = alpha x op(t)`` (side ``"R"``).
+
+    Parameters are those of :func:`trsm`.
+
+    Examples
+    --------
+    >>> t = np.array([[2.0, np.nan], [1.0, 4.0]])
+    >>> x = np.array([[1.0], [2.0]])
+    >>> trmm(t, x)
+    >>> x
+    array([[2.],
+           [9.]])
+    """
+    _triangular("trmm", t, x, side, uplo, op, unit, alpha)
+
+
+def _triangular(
+    name: str,
+    t: np.ndarray[Any, Any],
+    x: np.ndarray[Any, Any],
+    side: str,
+    uplo: str,
+    op: str,
+    unit: bool,
+    alpha: complex,
+) -> None:
+    m, n = x.shape
+    pt, ldt = leading(t)
+    px, ldx = leading(x)
+    routine(LETTER[x.dtype.name] + name, 11)(
+        character(_OPPOSITE[side]),
+        character(_MIRRORED[uplo]),
+        character(op),
+        character("U" if unit else "N"),
+        integer(n),
+        integer(m),
+        scalar(alpha, x.dtype),
+        pt,
+        integer(ldt),
+        px,
+        integer(ldx),
     )

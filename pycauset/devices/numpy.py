@@ -12,6 +12,7 @@ from pycauset.devices.blas import gemm, rank_k
 from pycauset.devices.elementwise import ELEMENTWISE_KERNELS
 from pycauset.devices.lanes import Failure, Span
 from pycauset.devices.memory import pageable_slab
+from pycauset.devices.triangular_kernels import TRIANGULAR_KERNELS
 from pycauset.storage.base import TileStore
 from pycauset.tiling import Rect
 
@@ -64,7 +65,7 @@ class NumpyDevice(Device):
     unified = True
 
     def __init__(self) -> None:
-        self.kernels = {"gemm": _gemm, "rank_k": _rank_k, "scale": _scale, **ELEMENTWISE_KERNELS}
+        self.kernels = {"gemm": _gemm, "rank_k": _rank_k, "scale": _scale, **ELEMENTWISE_KERNELS, **TRIANGULAR_KERNELS}
 
     def lanes(self, *, mode: Mode, failure: Failure, timeline: list[Span] | None, readers: int, writers: int) -> Lanes:
         read, compute, write = self.host_lanes(mode, failure, timeline, {"read": readers, "compute": 1, "write": writers})
