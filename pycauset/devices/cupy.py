@@ -14,14 +14,13 @@ import functools
 import threading
 import warnings
 from collections.abc import Sequence
-from time import perf_counter
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from pycauset.devices.base import Device, Lanes, MemoryScope, Mode, Slab
 from pycauset.devices.cublas import Cublas
-from pycauset.devices.cuda_lane import CudaCompletion, CudaEvent, CudaLane
+from pycauset.devices.cuda_lane import CudaCompletion, CudaLane
 from pycauset.devices.lanes import Failure, Span
 from pycauset.devices.memory import PAGE, anonymous_pages, pageable_slab
 from pycauset.errors import DeviceError, MemoryLimitError, PycausetWarning
@@ -98,10 +97,6 @@ class CupyDevice(Device):
                 "panel": runtime.streamCreateWithPriority(_NON_BLOCKING_STREAM, -5),
             }
             self._handles = {stream: Cublas(self._streams[stream]) for stream in ("compute", "panel")}
-            self.epoch = self.event()
-            runtime.eventRecord(self.epoch.handle, self._streams["compute"])
-            runtime.eventSynchronize(self.epoch.handle)
-        self.epoch_host = perf_counter()
         self.kernels = {"gemm": self._gemm, "rank_k": self._rank_k, "scale": self._scale}
 
     # -- errors ---------------------------------------------------------------------------------------------------
@@ -146,10 +141,17 @@ class CupyDevice(Device):
 
     # -- streams and events ---------------------------------------------------------------------------------------
 
-    def event(self) -> CudaEvent:
+    def take_event(self) -> int:
         """An event from the stock."""
-        handle = self._stock.pop() if self._stock else self.runtime.eventCreateWithFlags(0)
-        return CudaEvent(handle, self._stock)
+        try:
+            return self._stock.pop()
+        except IndexError:
+            event: int = self.runtime.eventCreateWithFlags(0)
+            return event
+
+    def give_event(self, event: int) -> None:
+        """Back to the stock."""
+        self._stock.append(event)
 
     def lanes(self, *, mode: Mode, failure: Failure, timeline: list[Span] | None, readers: int, writers: int) -> Lanes:
         if self.lost:
@@ -190,12 +192,15 @@ class CupyDevice(Device):
     def device_slab(self, nbytes: int, scope: MemoryScope, owner: str) -> Slab:
         ticket = scope.require("device", nbytes, owner=owner)
         try:
+            import cupy
+
+            # CuPy's pool keeps the block for the next run, and gives it up when somebody runs out of memory.
             with self.checked(f"allocating {format_bytes(nbytes)} for {owner}"):
-                address = self.runtime.malloc(nbytes)
+                block = [cupy.get_default_memory_pool().malloc(nbytes)]
         except BaseException:
             ticket.release()
             raise
-        return Slab(nbytes, ticket, address=address, free=lambda: None if self.lost else self.runtime.free(address))
+        return Slab(nbytes, ticket, address=block[0].ptr, free=block.clear)
 
     def host_slab(self, nbytes: int, scope: MemoryScope, owner: str) -> Slab:
         """Pinned memory, or ordinary memory with one warning when pinning is denied."""

@@ -17,7 +17,7 @@ from queue import SimpleQueue
 from time import perf_counter
 from typing import NamedTuple, Protocol
 
-__all__ = ["Completion", "Failure", "HostCompletion", "InlineLane", "Lane", "LaneStatistics", "Span", "ThreadLane"]
+__all__ = ["Completion", "Failure", "HostCompletion", "InlineLane", "Lane", "LaneStatistics", "Span", "ThreadLane", "Verdict"]
 
 
 class Failure:
@@ -43,8 +43,9 @@ class Completion(Protocol):
     def lane(self) -> Lane | None:
         """Where the job runs; None for a promise whose job is not submitted yet."""
 
-    def wait(self) -> None:
-        """Block the calling thread until the job is done (or skipped after a failure)."""
+    def wait(self, first: float = 20e-6, longest: float = 1e-3) -> None:
+        """Block until the job is done (or skipped after a failure). Waits that have to look again and again sleep between looks,
+        ``first`` seconds, then longer, up to ``longest``."""
 
     def done(self) -> bool:
         """Whether the job is done, without blocking."""
@@ -72,12 +73,12 @@ class HostCompletion:
         self.lane = inner.lane
         self.set()
 
-    def wait(self) -> None:
+    def wait(self, first: float = 20e-6, longest: float = 1e-3) -> None:
         if not self._done:
             with self._latch:
                 pass
         if self._inner is not None:
-            self._inner.wait()
+            self._inner.wait(first, longest)
 
     def done(self) -> bool:
         return self._done and (self._inner is None or self._inner.done())
@@ -91,6 +92,28 @@ class HostCompletion:
     def inner(self) -> Completion:
         """What a resolved promise stands for."""
         return self if self._inner is None else self._inner
+
+
+class Verdict:
+    """A completion that raises: the job is done, and ``check`` finds out whether it succeeded. Asked once, by whoever is first."""
+
+    __slots__ = ("_check", "_lock", "inner", "lane")
+
+    def __init__(self, inner: Completion, check: Callable[[], None]) -> None:
+        self.inner = inner
+        self.lane = None
+        self._check: Callable[[], None] | None = check
+        self._lock = threading.Lock()
+
+    def wait(self, first: float = 20e-6, longest: float = 1e-3) -> None:
+        with self._lock:
+            if self._check is not None:
+                self.inner.wait(first, longest)
+                check, self._check = self._check, None
+                check()
+
+    def done(self) -> bool:
+        return self._check is None
 
 
 class Span(NamedTuple):

@@ -29,7 +29,7 @@ class SimCompletion:
         self.lane = lane
         self.time = time
 
-    def wait(self) -> None:
+    def wait(self, first: float = 0.0, longest: float = 0.0) -> None:
         return
 
     def done(self) -> bool:

@@ -84,8 +84,9 @@ class _Pool:
         # Tiles with no use in the window, least recently used first.
         self.clean: OrderedDict[Tile, None] = OrderedDict()
         self.dirty: OrderedDict[Tile, None] = OrderedDict()
-        # (-next use, dirty, tile); entries that no longer say the truth are skipped when they surface.
-        self.live: list[tuple[int, bool, Tile]] = []
+        # (-next use, dirty, tile); entries that no longer say the truth are skipped when they surface. Kept only once a tile
+        # with a use in the window had to go, which drivers that declare their drops never need.
+        self.live: list[tuple[int, bool, Tile]] | None = None
 
 
 class CachePlanner:
@@ -147,17 +148,35 @@ class CachePlanner:
         task = self._window.popleft()
         seq = self._planned
         self._planned += 1
+        resident = self._resident
         actions: list[Action] = []
-        reads = tuple([self._fetch(tile, seq, actions, task, load=True) for tile in task.reads])
-        writes = tuple([self._fetch(tile, seq, actions, task, load=False) for tile in task.writes])
-        actions.append(Run(task, reads, writes))
+        slots: list[int] = []
+        for tile in task.reads:
+            entry = resident.get(tile)
+            if entry is None:
+                slots.append(self._fetch(tile, seq, actions, task, load=True))
+            else:
+                self.hits += 1
+                entry.task = seq
+                slots.append(entry.slot)
+        reads = tuple(slots)
+        slots = []
         for tile in task.writes:
-            entry = self._resident.get(tile)
+            entry = resident.get(tile)
+            if entry is None:
+                slots.append(self._fetch(tile, seq, actions, task, load=False))
+                entry = resident.get(tile)
+            else:
+                entry.task = seq
+                slots.append(entry.slot)
             if entry is not None:
                 entry.dirty = True
             elif self._pool_of[tile.operand] is not None:
                 raise AssertionError(f"{tile} was written without a slot")
-        for tile in task.reads + task.writes:
+        actions.append(Run(task, reads, tuple(slots)))
+        for tile in task.reads:
+            self._retire(tile, seq)
+        for tile in task.writes:
             self._retire(tile, seq)
         for tile in task.drop:
             self._drop(tile, actions)
@@ -183,21 +202,18 @@ class CachePlanner:
     # -- the three ways a tile changes place ---------------------------------------------------------------------
 
     def _fetch(self, tile: Tile, seq: int, actions: list[Action], task: TileTask, *, load: bool) -> int:
+        """A slot for a tile that has none, filled if it is to be read."""
         index = self._pool_of[tile.operand]
         if index is None:
             return IN_PLACE
-        entry = self._resident.get(tile)
-        if entry is None:
-            pool = self._pools[index]
-            slot = pool.free.popleft() if pool.free else self._evict(pool, seq, actions)
-            entry = self._resident[tile] = _Entry(slot)
-            if load:
-                self.misses += 1
-                actions.append(Load(tile, slot, tile in task.forget))
-        elif load:
-            self.hits += 1
+        pool = self._pools[index]
+        slot = pool.free.popleft() if pool.free else self._evict(pool, seq, actions)
+        entry = self._resident[tile] = _Entry(slot)
         entry.task = seq
-        return entry.slot
+        if load:
+            self.misses += 1
+            actions.append(Load(tile, slot, tile in task.forget))
+        return slot
 
     def _evict(self, pool: _Pool, seq: int, actions: list[Action]) -> int:
         for idle in (pool.clean, pool.dirty):
@@ -206,8 +222,16 @@ class CachePlanner:
                 if entry.task != seq:
                     del idle[tile]
                     return self._remove(tile, entry, actions)
-        while pool.live:
-            use, _, tile = heapq.heappop(pool.live)
+        live_tiles = pool.live
+        if live_tiles is None:
+            live_tiles = pool.live = [
+                (-self._uses[tile][0], entry.dirty, tile)
+                for tile, entry in self._resident.items()
+                if tile in self._uses and self._pools[self._pool_of[tile.operand] or 0] is pool
+            ]
+            heapq.heapify(live_tiles)
+        while live_tiles:
+            use, _, tile = heapq.heappop(live_tiles)
             live = self._resident.get(tile)
             uses = self._uses.get(tile)
             if live is None or uses is None or uses[0] != -use or -use == seq or live.task == seq:
@@ -227,7 +251,8 @@ class CachePlanner:
     def _revive(self, pool: _Pool, tile: Tile, entry: _Entry, seq: int) -> None:
         pool.clean.pop(tile, None)
         pool.dirty.pop(tile, None)
-        heapq.heappush(pool.live, (-seq, entry.dirty, tile))
+        if pool.live is not None:
+            heapq.heappush(pool.live, (-seq, entry.dirty, tile))
 
     def _retire(self, tile: Tile, seq: int) -> None:
         """The task ``seq`` has used the tile: look to its next use."""
@@ -235,16 +260,17 @@ class CachePlanner:
         if uses is None or uses[0] != seq:
             return  # in place, or named twice by one task
         uses.popleft()
+        if not uses:
+            del self._uses[tile]
         index = self._pool_of[tile.operand]
         entry = self._resident.get(tile)
         if index is None or entry is None:
             return
         pool = self._pools[index]
-        if uses:
-            heapq.heappush(pool.live, (-uses[0], entry.dirty, tile))
-        else:
-            del self._uses[tile]
+        if not uses:
             (pool.dirty if entry.dirty else pool.clean)[tile] = None
+        elif pool.live is not None:
+            heapq.heappush(pool.live, (-uses[0], entry.dirty, tile))
 
     def _drop(self, tile: Tile, actions: list[Action]) -> None:
         entry = self._resident.pop(tile, None)

@@ -29,8 +29,9 @@ from typing import Any, Self
 import numpy as np
 
 from pycauset.devices.base import Device, Lanes, MemoryScope, Mode, Slab
-from pycauset.devices.lanes import Completion, Failure, HostCompletion, LaneStatistics, Span
+from pycauset.devices.lanes import Completion, Failure, HostCompletion, LaneStatistics, Span, Verdict
 from pycauset.drivers.cache import IN_PLACE, Action, CachePlanner, Load, Run, Save
+from pycauset.drivers.generations import Generations
 from pycauset.drivers.task import Barrier, Operand, Tile, TileTask
 from pycauset.drivers.timeline import StreamStatistics, write_timeline
 from pycauset.storage.base import TileStore
@@ -104,8 +105,14 @@ class AsyncStreamer:
         self._on_progress = on_progress
         self._started = perf_counter()
         # Which operands need no slot at the device level, or none at the host level.
-        self._in_place = [device.unified and device.reaches(op.store, op.dtype) for op in self._operands]
-        self._host_in_place = [not device.unified and device.reaches(op.store, op.dtype) for op in self._operands]
+        reached = [
+            device.reaches(op.store, op.dtype)
+            and (op.origin is None or device.reaches(op.origin, op.dtype))
+            and op.journal is None
+            for op in self._operands
+        ]
+        self._in_place = [here and device.unified and op.origin is None for here, op in zip(reached, self._operands, strict=True)]
+        self._host_in_place = [here and not device.unified for here in reached]
         pools: dict[str, tuple[int, int]] = {}
         for op, in_place in zip(self._operands, self._in_place, strict=True):
             if not in_place:
@@ -137,13 +144,20 @@ class AsyncStreamer:
         self._eager = mode == "sync" or not device.real
         # Host-level actions not issued yet, with what each slot's job must wait for and the promise of its completion.
         self._waiting: deque[tuple[Action, list[list[Completion]], list[HostCompletion]]] = deque()
+        # Tiles (or their pieces) that have been written to their store, for operands that start from another one.
+        self._saved: set[Tile] = set()
+        self._generations = Generations([op.journal for op in self._operands])
+        self._journalled = bool(self._generations)
+        self._verdicts: deque[Verdict] = deque()  # outcomes that kernels on a GPU still owe
+        self._reused = 0
         self._prune_at = 256
         self._stored: dict[Tile, Completion] = {}  # last write-back of a tile, until it is known to be done
+        self._numbers: deque[int] = deque()  # of tasks that are submitted, but not planned
         self._running: deque[tuple[int, float, Completion]] = deque()
         self._finished: deque[int] = deque()
         self._submitted = self._completed = self._overflows = 0
         self._flops = 0.0
-        self._used: set[int] = set()
+        self._patience = 50e-6
 
     # -- life -----------------------------------------------------------------------------------------------------
 
@@ -205,9 +219,10 @@ class AsyncStreamer:
         """Host bytes that reading and writing may take beside the slots, all threads together."""
         largest = 0
         for op in operands:
-            if not device.reaches(op.store, op.dtype):
-                unit = op.tile if device.unified else tuple(map(min, op.tile, op.store.chunks))
-                largest = max(largest, op.store.temporary_bytes((unit[0], unit[1]), op.dtype))
+            for store in (op.store, op.origin):
+                if store is not None and not device.reaches(store, op.dtype):
+                    unit = op.tile if device.unified else tuple(map(min, op.tile, op.store.chunks))
+                    largest = max(largest, store.temporary_bytes((unit[0], unit[1]), op.dtype))
         return largest * (readers + writers)
 
     def _stop(self) -> None:
@@ -240,11 +255,21 @@ class AsyncStreamer:
     # -- the queue ------------------------------------------------------------------------------------------------
 
     def submit(self, task: TileTask) -> int:
-        """Queue one task; returns its number. Raises the first error of any stage, once."""
-        if self._failure:
+        """Queue one task; returns its number. Raises the first error of any stage, once.
+
+        A task whose result an earlier run left on record in the journal counts as finished.
+        """
+        if self._failure.error is not None:
             self._raise()
         number = self._submitted
         self._submitted += 1
+        if self._journalled and self._generations.on_record(task):
+            self._reused += 1
+            self._completed += 1
+            self._flops += task.flops
+            self._finished.append(number)
+            return number
+        self._numbers.append(number)
         self._planner.push(task)
         # The window opens gradually: while slots are still empty nothing is evicted, and the device need not wait.
         if len(self._planner) > min(self._window, 8 + number // 2):
@@ -281,6 +306,7 @@ class AsyncStreamer:
         self.device.synchronize()
         if self._failure:
             self._raise()
+        self._generations.flush()
 
     @property
     def is_idle(self) -> bool:
@@ -313,7 +339,7 @@ class AsyncStreamer:
         for tile in item.tiles:
             operand = self._operands[tile.operand]
             copy = np.empty(tile.shape, operand.store.dtype)
-            operand.store.read(tile.rect, copy)
+            self._source(tile).read(tile.rect, copy)
             copies.append(copy)
         return copies
 
@@ -331,10 +357,11 @@ class AsyncStreamer:
             self._planner.hits,
             self._planner.misses,
             len(self._slots),
-            len(self._used),
+            sum(1 for slot in self._slots if slot.views),
             len(self._hosts),
             self._overflows,
             lanes,
+            self._reused,
         )
 
     def export_timeline(self, path: str | os.PathLike[str]) -> None:
@@ -345,10 +372,12 @@ class AsyncStreamer:
 
     def _plan_one(self) -> None:
         if len(self._running) >= _IN_FLIGHT:
-            # Waiting costs less than asking: a CUDA event that is not ready answers with an exception.
-            # Half of them at once: every wait that sleeps costs some CPU time.
+            # For half of them at once, in few and long sleeps: each costs CPU time, and the other half keeps the device busy
+            # should the last sleep be too long.
             self._overflows += 1
-            self._running[_IN_FLIGHT // 2][2].wait()
+            began = perf_counter()
+            self._running[_IN_FLIGHT // 2][2].wait(self._patience, 1.0)
+            self._patience = max(50e-6, min((perf_counter() - began) / 4, 20e-3))
             for _ in range(_IN_FLIGHT // 2):
                 self._wait_oldest()
         if self._failure:
@@ -360,18 +389,25 @@ class AsyncStreamer:
         if self.device.unified:
             for action in actions:
                 if type(action) is Run:
+                    if self._journalled:
+                        self._generations.planned(action.task)
                     self._compute(action)
                 elif type(action) is Load:
                     self._read(action.tile, self._slots[action.slot])
                 elif type(action) is Save:
                     slot = self._slots[action.slot]
+                    self._saved.add(action.tile)
                     done = self._write(action.tile, slot, [slot.ready] if slot.ready is not None else [])
                     slot.busy[id(done.lane)] = done
                     self._remember(action.tile, done)
             return
         for action in actions:
+            if self._journalled and type(action) is Run:
+                self._generations.planned(action.task)
             if not isinstance(action, Run) and self._host is not None and not self._host_in_place[action.tile.operand]:
                 parts = self._pieces(action.tile)
+                if self._journalled:
+                    self._generations.cut(action.tile, parts)
                 if type(action) is Load:
                     self._host.push(TileTask("upload", parts, (), (action,), drop=parts if action.forget else ()))
                 else:
@@ -415,6 +451,7 @@ class AsyncStreamer:
                     self._promise(number, waits, promises, overwrite=True)
             elif type(action) is Save:
                 self._promise(action.slot, waits, promises, overwrite=False)
+                self._saved.add(action.tile)
                 self._remember(action.tile, promises[0])
             self._waiting.append((action, waits, promises))
 
@@ -468,6 +505,13 @@ class AsyncStreamer:
             key = slot.views[shape] = np.ndarray(shape, dtype, buffer=slot.slab.array.data, offset=slot.offset)
         return key
 
+    def _source(self, tile: Tile) -> TileStore:
+        """Where a tile is read from: until it has been written for the first time, where its operand originates."""
+        operand = self._operands[tile.operand]
+        if operand.origin is None or tile in self._saved or (self._journalled and self._generations.recorded(tile)):
+            return operand.store
+        return operand.origin
+
     def _read(self, tile: Tile, slot: _Slot) -> Completion:
         operand = self._operands[tile.operand]
         waits = list(slot.busy.values())
@@ -476,7 +520,7 @@ class AsyncStreamer:
             waits.append(earlier)
         assert self._lanes is not None
         done = self._lanes.read.submit(
-            partial(self._fill, operand.store, tile, slot) if self.device.real else _nothing,
+            partial(self._fill, self._source(tile), tile, slot) if self.device.real else _nothing,
             waits,
             name=operand.pool,
             nbytes=(tile.r1 - tile.r0) * (tile.c1 - tile.c0) * operand.dtype.itemsize,
@@ -492,9 +536,11 @@ class AsyncStreamer:
     def _write(self, tile: Tile, slot: _Slot, waits: list[Completion]) -> Completion:
         operand = self._operands[tile.operand]
         assert self._lanes is not None
+        view = self._host_view(slot, tile)
+        work = self._generations.writer(tile, view) if self._journalled else None
         return self._lanes.write.submit(
-            partial(operand.store.write, tile.rect, self._host_view(slot, tile)),
-            waits,
+            work or partial(operand.store.write, tile.rect, view),
+            [*waits, *self._verdicts],
             name=operand.pool,
             nbytes=(tile.r1 - tile.r0) * (tile.c1 - tile.c0) * operand.store.dtype.itemsize,
         )
@@ -505,44 +551,44 @@ class AsyncStreamer:
             self._prune_at = max(256, 2 * len(self._stored))
         self._stored[tile] = done
 
-    def _compute(self, action: Run) -> Completion:
+    def _compute(self, action: Run) -> None:
         task = action.task
         assert self._lanes is not None
-        compute = self._lanes.compute
-        lane = compute[task.stream if task.stream < len(compute) else 0]
+        compute, device, operands, slots = self._lanes.compute, self.device, self._operands, self._slots
+        lane = compute[task.stream] if task.stream < len(compute) else compute[0]
         waits: list[Completion] = []
-        reads = []
-        for tile, number in zip(task.reads, action.reads, strict=True):
-            if number == IN_PLACE:
-                reads.append(self._operands[tile.operand].store.view(tile.rect) if self.device.real else None)
-                continue
-            slot = self._slots[number]
-            self._used.add(number)
-            if slot.ready is not None:
-                waits.append(slot.ready)
-            reads.append(self._view(slot, (tile.r1 - tile.r0, tile.c1 - tile.c0), self._operands[tile.operand].dtype))
-        writes = []
-        for tile, number in zip(task.writes, action.writes, strict=True):
-            if number == IN_PLACE:
-                writes.append(self._operands[tile.operand].store.view(tile.rect) if self.device.real else None)
-                continue
-            slot = self._slots[number]
-            self._used.add(number)
-            waits.extend(slot.busy.values())
-            writes.append(self._view(slot, (tile.r1 - tile.r0, tile.c1 - tile.c0), self._operands[tile.operand].dtype))
-        work = partial(self.device.kernels[task.kernel], reads, writes, task.params, lane) if self.device.real else _nothing
+        views: list[list[Any]] = [[], []]
+        for write, tiles, numbers in ((0, task.reads, action.reads), (1, task.writes, action.writes)):
+            for tile, number in zip(tiles, numbers, strict=True):
+                operand = operands[tile.operand]
+                if number == IN_PLACE:
+                    views[write].append(operand.store.view(tile.rect) if device.real else None)
+                    continue
+                slot = slots[number]
+                if write:
+                    waits.extend(slot.busy.values())
+                elif slot.ready is not None:
+                    waits.append(slot.ready)
+                shape = tile.r1 - tile.r0, tile.c1 - tile.c0
+                view = slot.views.get(shape)
+                if view is None or (view.dtype is not operand.dtype and view.dtype != operand.dtype):
+                    view = slot.views[shape] = device.view(slot.slab, slot.offset, shape, operand.dtype)
+                views[write].append(view)
+        work = partial(device.kernels[task.kernel], views[0], views[1], task.params, lane) if device.real else _nothing
         done = lane.submit(work, waits, name=task.kernel, flops=task.flops)
         key = id(lane)
         for number in action.reads:
             if number != IN_PLACE:
-                self._slots[number].busy[key] = done
+                slots[number].busy[key] = done
         for number in action.writes:
             if number != IN_PLACE:
-                slot = self._slots[number]
+                slot = slots[number]
                 slot.ready = done
                 slot.busy = {key: done}
-        self._running.append((self._completed + len(self._running), task.flops, done))
-        return done
+        check = getattr(done, "check", None)
+        if check is not None:
+            self._verdicts.append(Verdict(done, check))
+        self._running.append((self._numbers.popleft(), task.flops, done))
 
     def _on_device(self, action: Action, hosts: Sequence[_Slot], host_waits: Sequence[list[Completion]]) -> list[Completion]:
         """Upload, compute or download; returns a completion for each host slot it used."""
@@ -563,7 +609,7 @@ class AsyncStreamer:
                 array = self._host_view(hosts[index], part)
                 more = host_waits[index]
             else:
-                array = operand.store.view(part.rect) if self.device.real else None
+                array = (self._source(part) if upload else operand.store).view(part.rect) if self.device.real else None
                 earlier = self._stored.pop(part, None) if upload else None
                 more = [earlier] if earlier is not None else []
             row, col = part.r0 - tile.r0, part.c0 - tile.c0
@@ -585,6 +631,7 @@ class AsyncStreamer:
         else:
             slot.busy[id(lane)] = done
             if not hosts:
+                self._saved.add(tile)
                 self._remember(tile, done)
         return completions
 
@@ -599,7 +646,12 @@ class AsyncStreamer:
         self._retire()
 
     def _retire(self) -> None:
-        number, flops, _ = self._running.popleft()
+        number, flops, done = self._running.popleft()
+        if self._verdicts and self._verdicts[0].inner is done:
+            try:
+                self._verdicts.popleft().wait()
+            except Exception as error:  # raised by the submitting thread, once, as any other failure
+                self._failure.record(error)
         self._completed += 1
         self._flops += flops
         self._finished.append(number)
