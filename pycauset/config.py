@@ -34,7 +34,7 @@ class Setting:
 
 
 def _bytes_or_none(value: Any) -> int | None:
-    return None if value in (None, "", "auto") else parse_bytes(value)
+    return None if value is None or (isinstance(value, str) and value in ("", "auto")) else parse_bytes(value)
 
 
 def _backend(value: Any) -> str:

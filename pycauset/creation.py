@@ -58,7 +58,10 @@ def from_function(
     Raises
     ------
     ShapeError, DtypeError
-        If shape or dtype cannot be those of a matrix, or ``f`` cannot be called; later, if ``f`` returns something else.
+        If shape or dtype cannot be those of a matrix, or ``f`` cannot be called; later, naming the rows and columns asked
+        for, if ``f`` returns another shape or a type that does not fit.
+    StoreError
+        Later, if ``f`` raises: the message names the rows and columns, and ``__cause__`` is what ``f`` raised.
 
     Examples
     --------

@@ -218,7 +218,7 @@ def force_backend(backend: str) -> AbstractContextManager[None]:
     return _Forced(chosen)
 
 
-def set_pinning_budget(budget: int | float | str | None) -> None:
+def set_pinning_budget(budget: int | str | None) -> None:
     """Limit the page-locked host memory that the whole process may hold.
 
     Memory that is pinned already stays pinned until it is released; new requests beyond the budget are denied and use
@@ -226,13 +226,14 @@ def set_pinning_budget(budget: int | float | str | None) -> None:
 
     Parameters
     ----------
-    budget : bytes, text such as "4GB", or None
-        None goes back to the setting, by default ``min(RAM / 2, 0.8 × free RAM, 8 GB)``.
+    budget : int, str or None
+        A whole number of bytes, or text such as "4GB". None goes back to the setting, by default
+        ``min(RAM / 2, 0.8 × free RAM, 8 GB)``.
 
     Raises
     ------
     ConfigError
-        If it is not a size.
+        If it is not a size, negative, or no whole number of bytes.
 
     Examples
     --------

@@ -21,6 +21,8 @@ __all__ = ["Term", "evaluate", "new_result", "reduce"]
 _UNCOUNTED: Final = 1 << 20
 #: Host memory that a result in RAM leaves to the operation's slots.
 _ROOM: Final = 64 << 20
+#: Longest side of a chunk of a boolean result on disk.
+_BIT_SIDE: Final = 1024
 
 
 def in_ram(store: TileStore) -> np.ndarray[Any, Any] | None:
@@ -50,7 +52,9 @@ def new_result(shape: tuple[int, int], dtype: np.dtype[Any], limit: int | None) 
             owner = array.base if isinstance(array.base, np.ndarray) else array
             weakref.finalize(owner, ticket.release).atexit = False
             return ArrayStore(array)
-    return scratch_store(shape, dtype)
+    # A tile of the operands has the elements of a chunk of the result: bits are packed, what is compared is not.
+    chunks = (min(max(1, shape[0]), _BIT_SIDE), min(max(1, shape[1]), _BIT_SIDE)) if dtype.kind == "b" else None
+    return scratch_store(shape, dtype, chunks=chunks)
 
 
 def evaluate(

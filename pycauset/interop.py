@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 __all__ = ["array", "array_function", "array_ufunc", "in_memory"]
 
-_BINARY: Final = frozenset({"add", "subtract", "multiply", "divide", "true_divide"})
+_BINARY: Final = frozenset(
+    {"add", "subtract", "multiply", "divide", "true_divide"}
+    | {"equal", "not_equal", "less", "less_equal", "greater", "greater_equal"}
+)
 _UNARY: Final = frozenset({"negative", "positive", "absolute"})
 
 
@@ -39,7 +42,7 @@ def in_memory(a: Matrix) -> NDArray[Any]:
 
 
 def array_ufunc(ufunc: np.ufunc, method: str, inputs: Sequence[Any], options: Mapping[str, Any]) -> Any:
-    """``__array_ufunc__``: sums, products, scalars, signs and conjugation; a typed error for every other function."""
+    """``__array_ufunc__``: arithmetic, comparisons, signs and conjugation; a typed error for every other function."""
     from pycauset.matrix import Matrix
 
     name = ufunc.__name__
@@ -90,8 +93,20 @@ def _norm(x: Any, ord: Any = None) -> Any:
     return x.norm(ord)
 
 
-def _sum(a: Any, axis: int | None = None) -> Any:
-    return a.sum(axis)
+def _sum(a: Any, axis: Any = None, dtype: DTypeLike | None = None, *, keepdims: bool = False) -> Any:
+    return a.sum(axis, dtype, keepdims=keepdims)
+
+
+def _allclose(a: Any, b: Any, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = False) -> bool:
+    return bool(operations.isclose(a, b, rtol, atol, equal_nan).all())
+
+
+def _array_equal(a1: Any, a2: Any, equal_nan: bool = False) -> bool:
+    if np.shape(a1) != np.shape(a2):
+        return False
+    if equal_nan and any(a.dtype.kind in "fc" for a in (operations.operand(a1), operations.operand(a2)) if a is not None):
+        return bool(operations.isclose(a1, a2, 0, 0, True).all())
+    return bool(operations.binary("equal", a1, a2).all())
 
 
 def _transpose(a: Any, axes: Any = None) -> Any:
@@ -105,6 +120,11 @@ _FUNCTIONS: Final[dict[Any, Callable[..., Any]]] = {
     np.trace: lambda a: a.trace(),
     np.linalg.trace: lambda x: x.trace(),
     np.sum: _sum,
+    np.all: lambda a, axis=None, keepdims=False: a.all(axis, keepdims=keepdims),
+    np.any: lambda a, axis=None, keepdims=False: a.any(axis, keepdims=keepdims),
+    np.isclose: operations.isclose,
+    np.allclose: _allclose,
+    np.array_equal: _array_equal,
     np.linalg.norm: _norm,
     np.linalg.matmul: lambda x1, x2: _dot(x1, x2),
     np.linalg.matrix_norm: lambda x, ord="fro": x.norm(ord),

@@ -86,7 +86,7 @@ def matmul(
         shapes = tuple(np.shape(obj) if isinstance(obj, (list, tuple)) else tuple(obj.shape) for obj in (a, b))
         raise ShapeError(
             f"matmul: shapes {shapes[0]} and {shapes[1]} do not fit: {x.shape[1]} columns meet {y.shape[0]} rows, "
-            "which must be equal"
+            "which must be equal" + ("; a vector as a Matrix is a column: write a.T @ b" if x.shape == (y.shape[0], 1) else "")
         )
     if left == 1 or right == 1:
         return _vector_product(x, y, left, right, out, memory, gpu_memory, progress)
@@ -349,5 +349,5 @@ def plan(operation: str, a: Any, b: Any, *, out_on_disk: bool = False, memory: A
     if operation != "matmul":
         raise ConfigError(f"plan: the operation is {operation!r}; only 'matmul' can be planned")
     x = asmatrix(a)
-    x = x.T if len(getattr(a, "shape", (0, 0))) == 1 else x
+    x = x.T if _dimensions(a, "first") == 1 else x
     return solver_plan("matmul", _factor(x), _factor(asmatrix(b)), out_on_disk=out_on_disk, memory=memory, gpu_memory=gpu_memory)

@@ -19,6 +19,7 @@ from pycauset.errors import (
     StorePermissionError,
 )
 from pycauset.indexing import SelectedStore, gather, scatter, select
+from pycauset.operators import Operators
 from pycauset.properties import Properties
 from pycauset.solver import is_small
 from pycauset.storage import ArrayStore, TileStore, element_type
@@ -36,7 +37,7 @@ _TRANSPOSED: Final = {"N": "T", "T": "N", "H": "C", "C": "H"}
 _CONJUGATED: Final = {"N": "C", "C": "N", "T": "H", "H": "T"}
 
 
-class Matrix:
+class Matrix(Operators):
     """A matrix in RAM, on disk, behind another library, or computed where it is needed.
 
     Made by `pycauset.open`, `asmatrix`, `from_function`, `zeros`, `random` and others, and by operations on matrices.
@@ -236,46 +237,13 @@ class Matrix:
     def __rmatmul__(self, other: Any) -> Any:
         return operations.matmul(other, self)
 
-    def __add__(self, other: Any) -> Any:
-        return operations.binary("add", self, other)
-
-    def __radd__(self, other: Any) -> Any:
-        return operations.binary("add", other, self)
-
-    def __sub__(self, other: Any) -> Any:
-        return operations.binary("subtract", self, other)
-
-    def __rsub__(self, other: Any) -> Any:
-        return operations.binary("subtract", other, self)
-
-    def __mul__(self, other: Any) -> Any:
-        return operations.binary("multiply", self, other)
-
-    def __rmul__(self, other: Any) -> Any:
-        return operations.binary("multiply", other, self)
-
-    def __truediv__(self, other: Any) -> Any:
-        return operations.binary("true_divide", self, other)
-
-    def __rtruediv__(self, other: Any) -> Any:
-        return operations.binary("true_divide", other, self)
-
-    def __neg__(self) -> Any:
-        return operations.unary("negative", self)
-
-    def __pos__(self) -> Any:
-        return operations.unary("positive", self)
-
-    def __abs__(self) -> Any:
-        return operations.unary("absolute", self)
-
     def norm(self, ord: str | float | None = "fro") -> float:
         """A norm in double precision, without overflow on the way.
 
         Parameters
         ----------
-        ord : {"fro", 1, inf, "max"}
-            Frobenius; largest sum of absolute values in a column, in a row; largest absolute value.
+        ord : {"fro", 1, -1, inf, -inf, "max"}
+            Frobenius; largest and least sum of absolute values in a column, in a row; largest absolute value.
 
         Raises
         ------
@@ -293,15 +261,36 @@ class Matrix:
         """Sum of the main diagonal, a NumPy scalar."""
         return operations.trace(self)
 
-    def sum(self, axis: int | None = None) -> Any:
+    def sum(self, axis: int | tuple[int, ...] | None = None, dtype: DTypeLike | None = None, *, keepdims: bool = False) -> Any:
         """Sum of all elements, of each column (axis 0) or of each row (axis 1), kept in double precision on the way.
+
+        Parameters
+        ----------
+        axis : {None, 0, 1}, or a tuple of them
+        dtype : dtype, optional
+            Of the result; by default NumPy's: integers and booleans give 64-bit integers, other types their own.
+        keepdims : bool
+            Give an array of two dimensions, with length 1 along what was summed.
 
         Returns
         -------
-        scalar or ndarray (n,) or (m,)
-            Of NumPy's type: integers and booleans give 64-bit integers.
+        scalar or ndarray (n,), (m,) or of two dimensions
+
+        Raises
+        ------
+        ConfigError, DtypeError
+            If there is no such axis, or the elements do not fit that type.
         """
-        return operations.total(self, axis)
+        return operations.total(self, axis, dtype, keepdims)
+
+    def all(self, axis: int | tuple[int, ...] | None = None, *, keepdims: bool = False) -> Any:
+        """Whether all elements are nonzero, in the whole matrix or along an axis: ``(A == B).all()``."""
+        found, size = operations.count(self, axis, keepdims)
+        return found == size
+
+    def any(self, axis: int | tuple[int, ...] | None = None, *, keepdims: bool = False) -> Any:
+        """Whether any element is nonzero, in the whole matrix or along an axis."""
+        return operations.count(self, axis, keepdims)[0] != 0
 
     # ---- elements ----------------------------------------------------------------------------------------------------
 
@@ -468,8 +457,9 @@ def asmatrix(obj: Any, **properties: bool | None) -> Matrix:
     Parameters
     ----------
     obj : array_like (m, n) or (n,)
-        Or any object with ``shape``, ``dtype`` and ``[rows, columns]``. One dimension becomes a column. A Matrix is
-        returned as it is.
+        Or any object with ``shape``, ``dtype`` and ``[rows, columns]``. A Matrix is returned as it is. One dimension
+        becomes a column (n, 1), whose transpose is the row: ``asmatrix(v).T @ A``. Products take vectors by NumPy's rules
+        as they are: ``v @ A``, ``A @ v`` and ``pycauset.matmul(v, v)`` need no `asmatrix`.
     **properties
         Claims, such as ``is_symmetric=True``.
 

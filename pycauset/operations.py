@@ -12,7 +12,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, Final, TypeGuard
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, DTypeLike
 
 from pycauset import config, propagation
 from pycauset.errors import ConfigError, DtypeError, MemoryLimitError, OverlapError, ShapeError
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pycauset.matrix import Matrix
 
 __all__ = [
-    *("assigned", "binary", "copied", "copy_into", "forget", "loaded", "matmul", "norm", "part"),
+    *("assigned", "binary", "copied", "copy_into", "count", "forget", "isclose", "loaded", "matmul", "norm", "part"),
     *("product_flags", "store_of", "total", "trace", "unary"),
 ]
 
@@ -42,8 +42,15 @@ _UFUNCS: Final[dict[str, np.ufunc]] = {
     "negative": np.negative,
     "positive": np.positive,
     "absolute": np.absolute,
+    "equal": np.equal,
+    "not_equal": np.not_equal,
+    "less": np.less,
+    "less_equal": np.less_equal,
+    "greater": np.greater,
+    "greater_equal": np.greater_equal,
 }
-_SIGNS: Final = {"add": "+", "subtract": "-", "multiply": "*", "true_divide": "/"}
+_COMPARISONS: Final = {"equal": "==", "not_equal": "!=", "less": "<", "less_equal": "<=", "greater": ">", "greater_equal": ">="}
+_SIGNS: Final = {"add": "+", "subtract": "-", "multiply": "*", "true_divide": "/", **_COMPARISONS}
 
 
 def operand(obj: Any) -> Matrix | None:
@@ -99,7 +106,8 @@ def binary(name: str, left: Any, right: Any, out: Any = None) -> Any:
     if out is None and a._array is not None and b._array is not None and shape[0] * shape[1] <= _SMALL:
         return Matrix._of_array(_UFUNCS[name](a._array, b._array), flags)
     target = _checked_out(name, out, shape, dtype, a, b)
-    kernel, params = ("multiply", ()) if name == "multiply" else ("axpby", (1, 1 if name == "add" else -1))
+    sums = {"add": (1, 1), "subtract": (1, -1)}
+    kernel, params = ("axpby", sums[name]) if name in sums else ("binary", (name,))
     owner = f"{a.shape} {_SIGNS[name]} {b.shape}"
     terms = [Term(a.store, a.op), Term(b.store, b.op)]
     return _wrapped(evaluate(kernel, terms, params, shape, dtype, out=target, owner=owner), flags, out)
@@ -119,6 +127,19 @@ def _with_scalar(name: str, a: Matrix, scalar: Any, reflected: bool, out: Any) -
     owner = f"{a.shape} {_SIGNS[name]} scalar"
     store = evaluate("scalar", [Term(a.store, a.op)], (name, scalar, reflected), a.shape, dtype, out=target, owner=owner)
     return _wrapped(store, flags, out)
+
+
+def isclose(left: Any, right: Any, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = False) -> Any:
+    """A boolean matrix: where ``|left - right| <= atol + rtol |right|``, as np.isclose has it."""
+    from pycauset.evaluate import Term, evaluate
+    from pycauset.matrix import Matrix
+
+    a, b = (operand(obj if as_scalar(obj) is None else np.asarray(obj).reshape(1, 1)) for obj in (left, right))
+    if a is None or b is None:
+        raise DtypeError(f"isclose: {(right if b is None else left)!r} is no array; compare with a Matrix, an array or a number")
+    shape, params = _broadcast("isclose", a, b), (float(rtol), float(atol), bool(equal_nan))
+    terms = [Term(a.store, a.op), Term(b.store, b.op)]
+    return Matrix._of_store(evaluate("isclose", terms, params, shape, np.dtype(np.bool_), owner="isclose"))
 
 
 def unary(name: str, a: Matrix, out: Any = None) -> Any:
@@ -182,7 +203,7 @@ def _broadcast(name: str, a: Matrix, b: Matrix) -> tuple[int, int]:
 
 def _binary_flags(name: str, a: Matrix, b: Matrix, dtype: np.dtype[Any]) -> int:
     fa, fb = a._flags(), b._flags()
-    if not (fa or fb) or a.shape != b.shape:
+    if not (fa or fb) or a.shape != b.shape or name in _COMPARISONS:
         return 0
     flags: int = getattr(propagation, name)(fa, fb)
     # True + True is True in NumPy, so a sum of booleans is no sum.
@@ -191,7 +212,7 @@ def _binary_flags(name: str, a: Matrix, b: Matrix, dtype: np.dtype[Any]) -> int:
 
 def _scalar_flags(name: str, a: Matrix, scalar: Any, reflected: bool) -> int:
     flags = a._flags()
-    if not flags or (reflected and name == "true_divide"):
+    if not flags or (reflected and name == "true_divide") or name in _COMPARISONS:
         return 0
     if name == "multiply":
         return propagation.scale(flags, scalar)
@@ -242,11 +263,11 @@ def norm(a: Matrix, order: str | float | None) -> float:
         return _frobenius(reduce("square_sum", a.store, owner="norm"))
     if order == "max":
         return float(reduce("max_abs", a.store, owner="norm")[0, 0])
-    if order in (1, math.inf):
-        axis = 0 if (order == 1) == (a.op in "NC") else 1
+    if order in (1, -1, math.inf, -math.inf):
+        axis = 0 if (abs(float(order)) == 1) == (a.op in "NC") else 1
         sums = reduce("sums", a.store, (axis, True), owner="norm").sum(axis=axis)
-        return float(sums.max(initial=0.0))
-    raise ConfigError(f"norm: ord is {order!r}; there are 'fro', 1, inf and 'max' (any other: np.linalg.norm(A.to_numpy(), ord))")
+        return float(sums.max(initial=0.0) if float(order) > 0 else sums.min()) if sums.size else 0.0
+    raise ConfigError(f"norm: ord is {order!r}; there are 'fro', ±1, ±inf and 'max'; np.linalg.norm(A.to_numpy(), ord) has more")
 
 
 def _frobenius(partial: Array) -> float:
@@ -277,16 +298,43 @@ def trace(a: Matrix) -> Any:
     return _narrow(reduce("trace", a.store, owner="trace").sum(), a)
 
 
-def total(a: Matrix, axis: int | None) -> Any:
+def total(a: Matrix, axis: Any, dtype: DTypeLike | None = None, keepdims: bool = False) -> Any:
     """Sum of all elements, or along an axis."""
     from pycauset.evaluate import reduce
 
-    if axis not in (None, 0, 1, -1, -2) or isinstance(axis, bool):
-        raise ConfigError(f"sum: axis is {axis!r}; a matrix has axes 0 and 1")
+    axis = _axis("sum", axis)
+    along = 0 if axis is None else axis ^ (a.op in "TH")
+    sums = reduce("sums", a.store, (along, False), owner="sum").sum(axis=None if axis is None else along)
+    if dtype is None:
+        result = _narrow(sums, a)
+    else:
+        new = element_type(dtype, "the sum")
+        if not np.can_cast(a.dtype, new, "same_kind"):
+            raise DtypeError(f"sum: elements of {a.dtype} cannot be summed as {new}; convert with .astype(...) first")
+        with np.errstate(over="ignore"):
+            result = np.asarray(sums.conj() if a.op in "HC" else sums).astype(new)[()]
+    if not keepdims:
+        return result
+    return np.reshape(result, (1, 1)) if axis is None else np.expand_dims(result, axis)
+
+
+def count(a: Matrix, axis: Any, keepdims: bool = False) -> tuple[Any, int]:
+    """How many elements are not zero, in all or along an axis, and out of how many."""
+    truth = a if a.dtype.kind == "b" else binary("not_equal", a, 0)
+    axis = _axis("all and any", axis)
+    return total(truth, axis, keepdims=keepdims), a.size if axis is None else a.shape[axis]
+
+
+def _axis(name: str, axis: Any) -> int | None:
+    """The axis to reduce, 0 or 1, or None for both."""
     if axis is None:
-        return _narrow(reduce("sums", a.store, (0, False), owner="sum").sum(), a)
-    along = (axis % 2) ^ (a.op in "TH")
-    return _narrow(reduce("sums", a.store, (along, False), owner="sum").sum(axis=along), a)
+        return None
+    chosen = axis if isinstance(axis, tuple) else (axis,)
+    if not all(isinstance(i, (int, np.integer)) and type(i) is not bool and -2 <= i < 2 for i in chosen):
+        raise ConfigError(f"{name}: axis is {axis!r}; a matrix has axes 0 and 1")
+    if sorted(i % 2 for i in chosen) not in ([0], [1], [0, 1]):
+        raise ConfigError(f"{name}: axis is {axis!r}; name one axis, or both of 0 and 1")
+    return int(chosen[0]) % 2 if len(chosen) == 1 else None
 
 
 # ---- products --------------------------------------------------------------------------------------------------------

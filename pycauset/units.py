@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import re
 from typing import Final
 
@@ -27,25 +28,30 @@ def parse_bytes(size: int | float | str) -> int:
     Raises
     ------
     ConfigError
-        If the text is no size, or the size is negative or not finite.
+        If the text is no size, or the size is negative, not finite, or no whole number of bytes.
 
     Examples
     --------
     >>> parse_bytes("8GB"), parse_bytes("1.5 KiB"), parse_bytes(4096)
     (8000000000, 1536, 4096)
     """
+    value: float
+    unit = ""
     if isinstance(size, str):
         match = _PATTERN.fullmatch(size)
         if match is None or match[2].lower() not in _UNITS:
             raise ConfigError(f"{size!r} is not a size; write bytes as a number, or text such as '512MB', '8GB' or '4GiB'")
-        value = float(match[1]) * _UNITS[match[2].lower()]
-    elif isinstance(size, bool) or not hasattr(size, "__float__"):
+        unit = match[2].lower()
+        value = float(match[1]) * _UNITS[unit]
+    elif isinstance(size, bool) or not isinstance(size, numbers.Real):
         raise ConfigError(f"{size!r} is not a size; write bytes as a number, or text such as '512MB'")
     else:
-        value = float(size)
+        value = size
     if not 0 <= value < 2**63:
         raise ConfigError(f"{size!r} is not a size between 0 and 2**63 bytes")
-    return round(value) if isinstance(size, (str, float)) else int(size)
+    if unit in ("", "b") and value != int(value):
+        raise ConfigError(f"{size!r} is not a whole number of bytes; write an integer, or text with a unit such as '1.5GB'")
+    return round(value)
 
 
 def _scaled(value: float, unit: str) -> str:

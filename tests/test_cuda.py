@@ -177,7 +177,11 @@ def test_calls_do_not_pile_up(gpu: None) -> None:
     assert len(cuda._calls) < 3
 
 
-@pytest.mark.parametrize(("budget", "expected"), [("1GB", 10**9), (12345, 12345), ("4 MiB", 4 * 2**20), (0, 0)], ids=str)
+@pytest.mark.parametrize(
+    ("budget", "expected"),
+    [("1GB", 10**9), (12345, 12345), ("4 MiB", 4 * 2**20), (0, 0), ("0.3kB", 300), (np.int64(7), 7)],
+    ids=str,
+)
 def test_pinning_budget(budget: Any, expected: int) -> None:
     cuda.set_pinning_budget(budget)
     assert cuda.memory_info().pinned_budget == expected
@@ -185,10 +189,17 @@ def test_pinning_budget(budget: Any, expected: int) -> None:
     assert cuda.memory_info().pinned_budget != expected
 
 
-@pytest.mark.parametrize("budget", ["many", -1, float("nan"), True])
+@pytest.mark.parametrize(
+    "budget",
+    ["many", -1, 1.5, -0.5, "1.5", "2.5 B", float("nan"), float("inf"), 10**400, True, np.True_, [4], 4j, np.ones(2)],
+    ids=str,
+)
 def test_bad_pinning_budgets(budget: Any) -> None:
-    with pytest.raises(ConfigError):
-        cuda.set_pinning_budget(budget)
+    before = cuda.memory_info().pinned_budget
+    for refused in (cuda.set_pinning_budget, lambda size: config.configure(pinning_budget=size)):
+        with pytest.raises(ConfigError, match=r"is not a (size|whole number of bytes)"):
+            refused(budget)
+    assert cuda.memory_info().pinned_budget == pytest.approx(before, rel=0.2)
 
 
 @pytest.mark.parametrize("shape", [5, (3, 4), [7], (2, 3, 5), (0, 4), (), np.int64(3)], ids=str)

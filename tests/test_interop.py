@@ -29,6 +29,19 @@ CALLS: dict[str, Any] = {
     "linalg.trace": lambda x, y: np.linalg.trace(x),
     "sum": lambda x, y: np.sum(x),
     "sum over rows": lambda x, y: np.sum(x, axis=0),
+    "sum with keepdims": lambda x, y: np.sum(x, axis=1, keepdims=True),
+    "sum with dtype": lambda x, y: np.sum(x, dtype="complex128"),
+    "equal": lambda x, y: np.equal(x, y),
+    "less": lambda x, y: np.less(y, x),
+    "greater_equal": lambda x, y: np.greater_equal(x, 0.5),
+    "all": lambda x, y: np.all(x),
+    "any over columns": lambda x, y: np.any(x, axis=1, keepdims=True),
+    "isclose": lambda x, y: np.isclose(y, x, rtol=0.5, atol=0.1),
+    "isclose to a number": lambda x, y: np.isclose(x, 0.5, atol=0.3),
+    "allclose": lambda x, y: np.allclose(x, y),
+    "allclose with much room": lambda x, y: np.allclose(x, y, atol=1e3),
+    "array_equal": lambda x, y: np.array_equal(x, y),
+    "array_equal to itself": lambda x, y: np.array_equal(x, x),
     "norm": lambda x, y: np.linalg.norm(x),
     "norm 1": lambda x, y: np.linalg.norm(x, ord=1),
     "matrix_norm": lambda x, y: np.linalg.matrix_norm(x),
@@ -64,6 +77,36 @@ def test_numpys_functions(tmp_path: Path, name: str, dtype: str, other: str) -> 
         np.testing.assert_allclose(found, expected, rtol=1e-13, atol=1e-13)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "complex128", "int64", "bool"])
+def test_equality_of_arrays(tmp_path: Path, dtype: str) -> None:
+    rng = np.random.default_rng()
+    a = (rng.standard_normal((41, 23)) * 9).astype(dtype)
+    near, other = a.copy(), a.copy()
+    other[-1, -1] = not other[-1, -1]
+    if a.dtype.kind in "fc":
+        near = a * np.array(1 + 1e-6, dtype)
+        a[3, 4] = near[3, 4] = other[3, 4] = np.nan
+        a[3, 5] = near[3, 5] = -np.inf
+    Matrix(a).save(tmp_path / "a.zarr")
+    for A in (Matrix(a), pycauset.open(tmp_path / "a.zarr")):
+        for b in (a, a.copy(), near, other, a[:, :5], a[0], a[None], a + 1, "text"):
+            for nan in (False, True):
+                assert np.array_equal(A, b, equal_nan=nan) is np.array_equal(a, b, equal_nan=nan)
+                assert np.array_equal(b, A, equal_nan=nan) is np.array_equal(b, a, equal_nan=nan)
+                if np.ndim(b) == 2 and np.shape(b) == a.shape:
+                    assert np.allclose(A, b, equal_nan=nan) is np.allclose(a, b, equal_nan=nan)
+                    np.testing.assert_array_equal(np.isclose(b, A, equal_nan=nan), np.isclose(b, a, equal_nan=nan))
+        assert np.allclose(A, a[0]) is np.allclose(a, a[0])
+
+
+def test_large_integers_are_compared_exactly() -> None:
+    a = np.full((3, 3), 2**60)
+    assert not np.array_equal(Matrix(a), a + 1)
+    assert not np.array_equal(Matrix(a), a + 1, equal_nan=True)
+    with pytest.raises(errors.DtypeError, match="'text' is no array"):
+        np.isclose(Matrix(a), "text")
+
+
 def test_arrays_on_the_left_and_in_place() -> None:
     a, b = np.random.default_rng(2).standard_normal((2, 9, 9))
     B = Matrix(b)
@@ -97,11 +140,11 @@ def test_in_place_on_disk(tmp_path: Path) -> None:
         lambda A: np.add.reduce(A),
         lambda A: np.add(A, A, where=np.eye(3) > 0),
         lambda A: np.power(A, 2),
-        lambda A: np.equal(A, np.eye(3)),
+        lambda A: np.logical_and(A, np.eye(3)),
         lambda A: np.linalg.inv(A),
         lambda A: np.mean(A),
         lambda A: np.concatenate([A, A]),
-        lambda A: np.sum(A, keepdims=True),
+        lambda A: np.sum(A, where=np.eye(3) > 0),
         lambda A: np.trace(A, offset=1),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 
@@ -93,6 +94,49 @@ def test_vectors_follow_numpys_rules(tmp_path: Path, place: str, n: int) -> None
     out = np.full(n, np.nan)
     assert pycauset.matmul(A, x, out=out) is out
     np.testing.assert_allclose(out, a @ x, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("call", ["x @ y", "np.matmul(x, y)", "np.dot(x, y)", "pycauset.matmul(x, y)"])
+@pytest.mark.parametrize("kind", ["array", "list", "memmap", "hdf5", "strided"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_kind_of_vector_on_either_side(tmp_path: Path, call: str, kind: str, dtype: str) -> None:
+    a, v, u = draw((31, 17), dtype, 1), draw((17,), dtype, 2), draw((31,), dtype, 3)
+    tolerance = {"rtol": 100 * np.finfo(dtype).eps, "atol": 100 * np.finfo(dtype).eps}
+    with h5py.File(tmp_path / "v.h5", "w") as file:
+
+        def given(x: np.ndarray[Any, Any], name: str) -> Any:
+            if kind == "memmap":
+                np.save(tmp_path / f"{name}.npy", x)
+                return np.load(tmp_path / f"{name}.npy", mmap_mode="r")
+            if kind == "hdf5":
+                return file.create_dataset(name, data=x)
+            return {"array": x, "list": x.tolist(), "strided": np.repeat(x, 2)[::2]}[kind]
+
+        V, U = given(v, "v"), given(u, "u")
+        for A in (Matrix(a), stored(a, tmp_path / "a.zarr")):
+            pairs = [(A, V, a @ v), (U, A, u @ a), (A.H, U, a.conj().T @ u), (V, A.T, v @ a.T)]
+            if call.startswith("pycauset"):
+                pairs += [(V, V, v @ v), (U, a, u @ a), (a, V, a @ v)]
+            for x, y, expected in pairs:
+                if kind == "hdf5" and x is not A and call.startswith("x @") and not isinstance(x, Matrix):
+                    x = Matrix(x).T  # h5py's datasets take @ for themselves
+                    expected = expected[None]
+                found = eval(call, {"np": np, "pycauset": pycauset, "x": x, "y": y})
+                assert np.shape(found) == np.shape(expected)
+                np.testing.assert_allclose(found, expected, **tolerance)
+
+
+def test_a_vector_as_a_matrix_is_a_column(tmp_path: Path) -> None:
+    a, u = draw((31, 17)), draw((31,), seed=1)
+    np.save(tmp_path / "u.npy", u)
+    for column in (pycauset.asmatrix(u), pycauset.open(tmp_path / "u.npy")):
+        assert column.shape == (31, 1)
+        np.testing.assert_allclose((column.T @ a).to_numpy(), (u @ a)[None], rtol=1e-12)
+        np.testing.assert_allclose((column @ column.T).to_numpy(), np.outer(u, u), rtol=1e-12)
+        with pytest.raises(ValueError, match=r"\(31, 1\) and \(31, 17\).*is a column: write a\.T @ b"):
+            column @ a
+    assert pycauset.plan("matmul", u, a).layout == pycauset.plan("matmul", list(u), a).layout
+    assert pycauset.plan("matmul", list(u), a).layout.shape == (1, 17)
 
 
 @pytest.mark.parametrize("place", ["ram", "disk"])

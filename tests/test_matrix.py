@@ -14,43 +14,7 @@ from hypothesis import strategies as st
 
 import pycauset
 from pycauset import Matrix, errors
-from pycauset.storage import create_store
-from pycauset.tiling import Rect
-
-DTYPES = ["float32", "float64", "complex64", "complex128"]
-PLACES = ["ram", "fortran", "memmap", "zarr", "npy", "function"]
-
-
-def draw(shape: tuple[int, ...], dtype: str = "float64", seed: int = 0) -> np.ndarray[Any, Any]:
-    rng = np.random.default_rng(seed)
-    a = rng.standard_normal(shape)
-    if np.dtype(dtype).kind == "c":
-        a = a + 1j * rng.standard_normal(shape)
-    if dtype == "bool":
-        return a > 0
-    return (a * 10 if np.dtype(dtype).kind == "i" else a).astype(dtype)
-
-
-def lay(a: np.ndarray[Any, Any], where: str, folder: Path, chunks: tuple[int, int] = (16, 16)) -> Matrix:
-    """The array as a Matrix that lies in the given place."""
-    name = folder / f"{np.random.default_rng().integers(1 << 60)}"
-    if where == "ram":
-        return pycauset.asmatrix(a)
-    if where == "fortran":
-        return pycauset.asmatrix(np.asfortranarray(a))
-    if where == "memmap":
-        np.save(f"{name}.npy", a)
-        return pycauset.asmatrix(np.load(f"{name}.npy", mmap_mode="r"))
-    if where == "npy":
-        np.save(f"{name}.npy", a)
-        return pycauset.open(f"{name}.npy")
-    if where == "function":
-        return pycauset.from_function(lambda i, j: a[i[0] : i[-1] + 1, j[0] : j[-1] + 1], a.shape, a.dtype)
-    store = create_store(f"{name}.zarr", a.shape, a.dtype, chunks=chunks)
-    store.write(Rect(0, a.shape[0], 0, a.shape[1]), a)
-    store.commit()
-    return pycauset.open(f"{name}.zarr")
-
+from tests.matrices import DTYPES, PLACES, draw, lay
 
 # ---- arithmetic -------------------------------------------------------------------------------------------------------
 
@@ -131,9 +95,20 @@ def test_reductions(tmp_path: Path, where: str, dtype: str) -> None:
         total = A.sum(axis)
         assert np.asarray(total).dtype == a.sum(axis).dtype
         np.testing.assert_allclose(total, exact.sum(axis).astype(np.asarray(total).dtype), **close)
+    for axis in (None, 0, 1, -2, (0, 1), (1,), (-1, 0)):
+        total, expected = A.sum(axis, keepdims=True), a.sum(axis, keepdims=True)
+        assert (type(total), total.shape, total.dtype) == (np.ndarray, expected.shape, expected.dtype)
+        np.testing.assert_allclose(total, exact.sum(axis, keepdims=True).astype(total.dtype), **close)
+        wide = np.result_type(a.dtype, np.float64)
+        found = A.H.sum(axis, wide)
+        assert (np.shape(found), np.asarray(found).dtype) == (a.T.sum(axis).shape, wide)
+        np.testing.assert_allclose(found, exact.conj().T.sum(axis).astype(wide), rtol=1e-15, atol=1e-13)
+        for keepdims in (False, True):
+            np.testing.assert_array_equal(A.all(axis, keepdims=keepdims), a.all(axis, keepdims=keepdims))
+            np.testing.assert_array_equal((A > 30).any(axis, keepdims=keepdims), (a > 30).any(axis, keepdims=keepdims))
     np.testing.assert_allclose(A.H.sum(0), exact.conj().T.sum(0).astype(A.sum(0).dtype), **close)
     np.testing.assert_allclose(A.trace(), np.trace(exact).astype(np.trace(a).dtype), **close)
-    for order in ("fro", 1, np.inf):
+    for order in ("fro", 1, -1, np.inf, -np.inf):
         assert A.norm(order) == pytest.approx(float(np.linalg.norm(a.astype(np.complex128), order)), rel=1e-14), order
         assert A.T.norm(order) == pytest.approx(float(np.linalg.norm(a.T.astype(np.complex128), order)), rel=1e-14), order
     assert A.norm("max") == float(np.abs(a.astype(np.complex128)).max())
@@ -154,7 +129,8 @@ def test_empty_matrices(tmp_path: Path) -> None:
     A = Matrix(np.empty((0, 3)))
     assert A.sum(0).tolist() == [0, 0, 0]
     assert (A.sum(), A.norm(), A.norm(1), A.trace()) == (0, 0, 0, 0)
-    assert (A + A).shape == (0, 3)
+    assert (A + A).shape == (A == A).shape == (0, 3)
+    assert (A.all(), A.any(), A.any(0).tolist()) == (True, False, [False] * 3)
     assert A[:, 1].shape == (0,)
     assert list(A) == []
 
@@ -413,6 +389,10 @@ def test_identity_and_zeros() -> None:
         (lambda A: A.astype(object), errors.DtypeError, TypeError, "object"),
         (lambda A: A.norm(2), errors.ConfigError, ValueError, "ord is 2"),
         (lambda A: A.sum(2), errors.ConfigError, ValueError, "axis is 2"),
+        (lambda A: A.sum(1.0), errors.ConfigError, ValueError, "axis is 1.0"),
+        (lambda A: A.sum((0, 0)), errors.ConfigError, ValueError, r"axis is \(0, 0\)"),
+        (lambda A: A.all(()), errors.ConfigError, ValueError, r"axis is \(\)"),
+        (lambda A: A.sum(dtype="int64"), errors.DtypeError, TypeError, "float64 cannot be summed as int64"),
         (lambda A: A / np.ones((5, 5)), errors.DtypeError, TypeError, "divides by scalars"),
         (lambda A: A.__setitem__(slice(None), A.T), errors.OverlapError, ValueError, "shares storage"),
         (lambda A: Matrix("a.npy"), errors.DtypeError, TypeError, "pycauset.open"),

@@ -32,6 +32,7 @@ _UFUNCS: Final[dict[str, Callable[..., Any]]] = {
     "negative": np.negative,
     "conjugate": np.conjugate,
     "absolute": np.absolute,
+    **{f.__name__: f for f in (np.equal, np.not_equal, np.less, np.less_equal, np.greater, np.greater_equal)},
 }
 
 
@@ -94,12 +95,20 @@ def _axpby(reads: Sequence[Array], writes: Sequence[Array], params: tuple[Any, .
 
 
 @_quiet
-def _multiply(reads: Sequence[Array], writes: Sequence[Array], params: tuple[Any, ...]) -> None:
-    """``C = op(A) ∘ op(B)``; params (op_a, op_b)."""
-    op_a, op_b = params
+def _binary(reads: Sequence[Array], writes: Sequence[Array], params: tuple[Any, ...]) -> None:
+    """``C = f(op(A), op(B))``; params (f, op_a, op_b), f a product or a comparison."""
+    name, op_a, op_b = params
     c = writes[0]
     for rows in _bands(c):
-        np.multiply(_band(reads[0], op_a, rows), _band(reads[1], op_b, rows), out=c[rows], casting="same_kind")
+        _UFUNCS[name](_band(reads[0], op_a, rows), _band(reads[1], op_b, rows), out=c[rows], casting="same_kind")
+
+
+@_quiet
+def _isclose(reads: Sequence[Array], writes: Sequence[Array], params: tuple[Any, ...]) -> None:
+    """``|op(A) - op(B)| <= atol + rtol |op(B)|`` as np.isclose has it; params (rtol, atol, equal_nan, op_a, op_b)."""
+    *tolerances, op_a, op_b = params
+    for rows in _bands(writes[0]):
+        writes[0][rows] = np.isclose(_band(reads[0], op_a, rows), _band(reads[1], op_b, rows), *tolerances)
 
 
 @_quiet
@@ -221,8 +230,9 @@ def _max_abs(reads: Sequence[Array], writes: Sequence[Array], params: tuple[Any,
 
 ELEMENTWISE_KERNELS: Final[Mapping[str, Callable[..., None]]] = {
     "axpby": _axpby,
+    "binary": _binary,
+    "isclose": _isclose,
     "max_abs": _max_abs,
-    "multiply": _multiply,
     "scalar": _scalar,
     "square_sum": _square_sum,
     "sums": _sums,

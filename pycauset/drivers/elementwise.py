@@ -66,7 +66,7 @@ class MapDriver:
     Parameters
     ----------
     kernel : str
-        Of `pycauset.devices.elementwise`: "axpby", "multiply", "scalar" or "unary".
+        Of `pycauset.devices.elementwise`: "axpby", "binary", "isclose", "scalar" or "unary".
     terms : sequence of Term
     out : TileStore (m, n)
         Every term has this shape, or 1 in place of m or n. Of a structure other than "full" only stored tiles are computed.

@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from pycauset.errors import DtypeError, ShapeError
+from pycauset.errors import DtypeError, PycausetError, ShapeError, StoreError
 from pycauset.storage.base import TileStore, check_structure, element_type
 from pycauset.tiling import Rect, pieces
 
@@ -33,7 +33,9 @@ class FunctionStore(TileStore):
         alone; several threads call it at once, with tiles of at most ``chunks``.
     shape : (int, int)
     dtype : dtype
-        ``f`` may return any type that casts to it by NumPy's "same_kind" rule (float64 to float32, int to float).
+        ``f`` may return any type that casts to it by NumPy's "same_kind" rule (float64 to float32, int to float). What it
+        raises reaches the reader as the cause of a `StoreError` that names the tile; pycauset's own errors, MemoryError and
+        KeyboardInterrupt pass as they are.
     chunks : (int, int), optional
         Largest tile that ``f`` is asked for; 4 MiB by default.
     structure : str
@@ -99,20 +101,27 @@ class FunctionStore(TileStore):
 
     def _tile(self, rect: Rect) -> NDArray[Any]:
         rows, cols = np.arange(rect.r0, rect.r1, dtype=np.int64), np.arange(rect.c0, rect.c1, dtype=np.int64)
+        where = f"rows {rect.r0}:{rect.r1}, columns {rect.c0}:{rect.c1}"
         try:
-            tile = np.asarray(self._f(rows, cols))
-        except Exception as error:
-            error.add_note(f"while {self._name} computed rows {rect.r0}:{rect.r1}, columns {rect.c0}:{rect.c1} of a matrix")
+            answer = self._f(rows, cols)
+        except (PycausetError, MemoryError) as error:
+            error.add_note(f"while {self._name} computed {where} of a matrix")
             raise
+        except Exception as error:
+            raise StoreError(f"{self._name} failed for {where} of a matrix: {type(error).__name__}: {error}") from error
         m, n = rect.shape
+        try:
+            tile = np.asarray(answer)
+        except Exception as error:
+            raise ShapeError(f"{self._name} returned no array for {where}: {error}; it must return ({m}, {n})") from error
         if tile.shape not in ((m, n), (m, 1), (1, n), ()):
             raise ShapeError(
-                f"{self._name} returned shape {tile.shape} for {m} rows and {n} columns; it must return ({m}, {n}): "
+                f"{self._name} returned shape {tile.shape} for {m} rows and {n} columns ({where}); it must return ({m}, {n}): "
                 "combine rows[:, None] with cols[None, :]"
             )
         if not np.can_cast(tile.dtype, self.dtype, "same_kind"):
             raise DtypeError(
-                f"{self._name} returned {tile.dtype} for a matrix of {self.dtype}, which would lose information; "
+                f"{self._name} returned {tile.dtype} for a matrix of {self.dtype} ({where}), which would lose information; "
                 "declare another dtype or convert inside the function"
             )
         return tile

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pycauset.errors import DtypeError, ShapeError, StorePermissionError
+import pycauset
+from pycauset.errors import DtypeError, ShapeError, StoreError, StorePermissionError
 from pycauset.storage import ArrayStore, FunctionStore, as_store, create_store, open_store
 from pycauset.tiling import Rect
 
@@ -158,11 +159,17 @@ def kernel(rows: np.ndarray, cols: np.ndarray) -> object:
 @pytest.mark.parametrize(
     ("answer", "error", "match"),
     [
-        (np.zeros(4), ShapeError, r"kernel returned shape \(4,\) for 4 rows and 4 columns; it must return \(4, 4\)"),
+        (
+            np.zeros(4),
+            ShapeError,
+            r"kernel returned shape \(4,\) for 4 rows and 4 columns \(rows 0:4, columns 0:4\); it must return \(4, 4\)",
+        ),
         (np.zeros((3, 4)), ShapeError, r"kernel returned shape \(3, 4\)"),
         (np.zeros((4, 4), complex), DtypeError, "kernel returned complex128 for a matrix of float32"),
         (np.full((4, 4), "x"), DtypeError, "kernel returned <U1"),
-        (None, DtypeError, "kernel returned object"),
+        (None, DtypeError, r"kernel returned object for a matrix of float32 \(rows 0:4, columns 0:4\)"),
+        (np.full((4, 4), np.nan, object), DtypeError, "kernel returned object"),
+        ([[1.0], [1.0, 2.0]], ShapeError, r"kernel returned no array for rows 0:4, columns 0:4.*must return \(4, 4\)"),
     ],
 )
 def test_a_function_that_returns_nonsense_is_named(answer: object, error: type[Exception], match: str) -> None:
@@ -171,13 +178,42 @@ def test_a_function_that_returns_nonsense_is_named(answer: object, error: type[E
         FunctionStore(kernel, (4, 4), "float32").read(Rect(0, 4, 0, 4), np.empty((4, 4), "float32"))
 
 
-def test_what_a_function_raises_says_where() -> None:
+@pytest.mark.parametrize("raised", [ZeroDivisionError("oops"), ValueError("oops"), TypeError("oops"), KeyError("oops")])
+def test_what_a_function_raises_is_the_cause_of_a_typed_error(raised: Exception) -> None:
     def broken(rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
-        raise ZeroDivisionError("oops")
+        raise raised
 
-    with pytest.raises(ZeroDivisionError) as caught:
+    match = rf"broken failed for rows 0:4, columns 2:3 of a matrix: {type(raised).__name__}: .*oops"
+    with pytest.raises(StoreError, match=match) as caught:
         FunctionStore(broken, (4, 4), "float64").read(Rect(0, 4, 2, 3), np.empty((4, 1)))
-    assert "rows 0:4, columns 2:3" in caught.value.__notes__[0]
+    assert caught.value.__cause__ is raised
+
+
+@pytest.mark.parametrize("raised", [MemoryError("oops"), ShapeError("oops"), KeyboardInterrupt()], ids=repr)
+def test_typed_errors_and_interrupts_pass_through_a_function(raised: BaseException) -> None:
+    def broken(rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
+        raise raised
+
+    with pytest.raises(type(raised)) as caught:
+        FunctionStore(broken, (4, 4), "float64").read(Rect(0, 4, 2, 3), np.empty((4, 1)))
+    assert caught.value is raised
+    assert isinstance(raised, KeyboardInterrupt) or "rows 0:4, columns 2:3" in raised.__notes__[0]
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_streamed_operation_ends_with_what_its_function_raised(late: bool) -> None:
+    """From the reading threads to the caller, whether the first tile fails or a later one."""
+
+    def broken(rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
+        if rows[0] > 0 or not late:
+            raise ZeroDivisionError("oops")
+        return np.ones((len(rows), len(cols)))
+
+    A = pycauset.Matrix(FunctionStore(broken, (300, 200), "float64", (50, 200)))
+    for call in (lambda: A + 1, lambda: A.sum(), lambda: A @ np.ones((200, 70)), lambda: A.to_numpy()):
+        with pytest.raises(StoreError, match=r"broken failed for rows \d+:\d+, columns 0:200") as caught:
+            call()
+        assert isinstance(caught.value.__cause__, ZeroDivisionError)
 
 
 def test_a_triangular_function_is_not_asked_for_its_zeros() -> None:
