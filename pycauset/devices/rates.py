@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_left
 from collections.abc import Iterable
 from typing import Literal
 
@@ -10,9 +12,44 @@ from numpy.typing import DTypeLike
 
 from pycauset.hardware.profile import HardwareProfile
 
-__all__ = ["Place", "Rates"]
+__all__ = ["Place", "Rates", "efficiency"]
+
+#: Speed of other kernels as a fraction of gemm's, and the order from which it holds (below it falls in proportion; 0: it holds
+#: everywhere). From cuSOLVER's and cuBLAS's figures on an H200 and OpenBLAS's on two cores (benchmarks/results).
+_FRACTIONS: dict[str, dict[str, tuple[float, int]]] = {
+    "cpu": {"potrf": (0.75, 0), "trsm": (0.85, 0), "rank_k": (0.95, 0), "trmm": (0.85, 0), "trtri": (0.6, 0)},
+    "gpu": {"potrf": (0.55, 20000), "trsm": (0.7, 0), "rank_k": (0.85, 0), "trmm": (0.7, 0), "trtri": (0.4, 16000)},
+}
 
 Place = Literal["disk", "ram", "pinned"]
+
+#: The order at which a kernel reaches half of gemm's rate. GPU: fitted to cuSOLVER's potrf on an H200 (orders 4,096 to 65,536).
+_HALF_ORDER: dict[str, dict[str, float]] = {
+    "cpu": {"potrf": 400, "trmm": 100, "trsm": 50, "trtri": 600},
+    "gpu": {"potrf": 29_000, "trmm": 500, "trsm": 1_000, "trtri": 4_000},
+}
+
+
+def efficiency(kind: str, kernel: str, order: float) -> float:
+    """The rate of a kernel on a tile of this order, as a fraction of gemm's.
+
+    Parameters
+    ----------
+    kind : {"cpu", "gpu"}
+    kernel : str
+        Kernels that are not known to be slower run at gemm's rate.
+    order : float
+        Rows of the square tile.
+
+    Examples
+    --------
+    >>> round(efficiency("gpu", "potrf", 8192), 2)
+    0.22
+    >>> efficiency("gpu", "gemm", 8192)
+    1.0
+    """
+    half = _HALF_ORDER[kind].get(kernel, 0.0)
+    return order / (order + half) if half else 1.0
 
 
 class Rates:
@@ -47,6 +84,9 @@ class Rates:
         else:
             self.upload = self.download = self.pin = float("inf")
             self.launch = cpu.call_seconds
+        curve = (cpu if gpu is None or kind == "cpu" else gpu).gemm[self.dtype.name]  # type: ignore[index]
+        self._sizes = [math.log(point.n) for point in curve]
+        self._rates = [math.log(point.flops) for point in curve]
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -54,9 +94,23 @@ class Rates:
         device = self.profile.cpu if self.kind == "cpu" else self.profile.gpu
         return self.kind, self.dtype.name, self.read, self.write, self.upload, self.download, self.pin, self.launch, id(device)
 
-    def compute(self, flops: float) -> float:
+    def compute(self, flops: float, kernel: str = "gemm") -> float:
         """Seconds of one kernel of ``flops`` floating-point operations."""
+        if kernel in _FRACTIONS[self.kind]:
+            fraction, full = _FRACTIONS[self.kind][kernel]
+            order: float = (3 * flops / (4 if self.dtype.kind == "c" else 1)) ** (1 / 3)
+            return self.compute(flops / min(fraction, fraction * order / full if full else fraction))
         if flops <= 0:
             return self.launch
-        size = (flops / (8 if self.dtype.kind == "c" else 2)) ** (1 / 3)
-        return self.launch + flops / self.profile.gemm_rate(self.kind, self.dtype.name, size)  # type: ignore[arg-type]
+        size = math.log(flops / (8 if self.dtype.kind == "c" else 2)) / 3
+        sizes, rates = self._sizes, self._rates
+        index = bisect_left(sizes, size)
+        if index == 0 or index == len(sizes):
+            return self.launch + flops / math.exp(rates[min(index, len(sizes) - 1)])
+        weight = (size - sizes[index - 1]) / (sizes[index] - sizes[index - 1])
+        return self.launch + flops / math.exp((1 - weight) * rates[index - 1] + weight * rates[index])
+
+    def _order(self, flops: float, kernel: str) -> float:
+        """The order of the square tile on which a kernel takes ``flops`` operations: n³/3 for factors and inverses, n³ for solves."""
+        multiplications = flops / (8 if self.dtype.kind == "c" else 2)
+        return float((multiplications * (6 if kernel in ("potrf", "trtri") else 2)) ** (1 / 3))

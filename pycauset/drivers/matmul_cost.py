@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from pycauset.devices.rates import Rates
 from pycauset.tiling import ceil_div, round_up
 
 if TYPE_CHECKING:
-    from pycauset.drivers.matmul_plan import MatmulPlan
+    from pycauset.drivers.matmul_plan import MatmulPlan, MatmulProblem
 
-__all__ = ["predict"]
+__all__ = ["STRIDED_COPY", "ends_seconds", "predict", "turn_seconds"]
 
 #: Rate of 2-D copies between a tile and a larger pinned array, to that of contiguous ones (benchmarks/results, H200).
-_STRIDED_COPY = 0.6
+STRIDED_COPY = 0.6
 #: Pinned bytes that every streamed run takes; what it pins beyond them is paid by the plan that wants it.
 _STAGING = 1 << 30
 
@@ -37,77 +37,140 @@ def _steps_width(k: int, tile_k: int, skip: int, ascending: bool) -> int:
     return k - head
 
 
-def _rows_of(size: int, tile: int, block: int, index: int) -> int:
-    """Rows (or columns) in block ``index`` of ``block`` tiles each."""
-    side = tile * block
-    return min(size - index * side, side)
+def _traffic(plan: MatmulPlan) -> tuple[int, int, int, int]:
+    """Elements of A and B loaded to the device, and of A and B read from the store.
 
-
-def _traffic(plan: MatmulPlan) -> tuple[float, float, float, float]:
-    """Elements of A and B loaded to the device, and of A and B read from the store."""
+    In closed form, whatever the number of passes: which way a pass runs over k and where the next one turns depend on the
+    parity of its row of blocks alone, so rows are summed by parity.
+    """
     p = plan.problem
     if not p.k:
-        return 0.0, 0.0, 0.0, 0.0
+        return 0, 0, 0, 0
     if p.rank_k:
         return _traffic_rank_k(plan)
-    major, minor = plan.blocks
-    major_size, minor_size = (p.m, plan.tile[0], plan.block[0]), (p.n, plan.tile[1], plan.block[1])
-    keep_major, keep_minor = plan.keep_a, plan.keep_b
-    host_major, host_minor = plan.host_keep_a, plan.host_keep_b
+    down, across = plan.blocks
+    height, width = plan.tile[0] * plan.block[0], plan.tile[1] * plan.block[1]
     k, tile_k = p.k, plan.tile[2]
     steps = ceil_div(k, tile_k)
-    # The panel of the outer index is used in every pass of its row: loaded in the first, topped up in the others.
-    loaded_major = read_major = 0.0
-    for i in range(major):
-        rows = _rows_of(*major_size, i)
-        later = minor - 1
-        first = i * minor + 1  # passes are numbered; even ones ascend
-        ascending = (later + (first + 1) % 2) // 2
-        descending = later - ascending
-        for skip, kind in ((keep_major, "load"), (max(keep_major, host_major), "read")):
-            width = k + ascending * _steps_width(k, tile_k, skip, True) + descending * _steps_width(k, tile_k, skip, False)
-            if kind == "load":
-                loaded_major += rows * width
-            else:
-                read_major += rows * width
-    # The panel of the inner index is shared at the turn from one row of blocks to the next.
-    total = minor_size[0] * k
-    loaded_minor = read_minor = float(total)
-    for i in range(1, major):
-        start = i * minor
-        turn = 0 if i % 2 == 0 else minor - 1
-        width = _rows_of(*minor_size, turn)
-        loaded_minor += total - width * (k - _steps_width(k, tile_k, keep_minor, start % 2 == 0))
-        remaining = max(keep_minor, host_minor)
-        saved = 0.0
-        for offset in range(ceil_div(min(remaining, steps * minor), steps)):
-            j = offset if i % 2 == 0 else minor - 1 - offset
-            skip = min(steps, remaining - offset * steps)
-            saved += _rows_of(*minor_size, j) * (k - _steps_width(k, tile_k, skip, (start + offset) % 2 == 0))
-        read_minor += total - saved
-    return loaded_major, loaded_minor, read_major, read_minor
+
+    # The panel of A is used in every pass of its row of blocks: loaded in the first, topped up in the others.
+    def of_a(skip: int) -> int:
+        up, back = _steps_width(k, tile_k, skip, True), _steps_width(k, tile_k, skip, False)
+        total = 0
+        for odd in range(min(2, down)):
+            ascending = (across - 1 + odd * across % 2) // 2  # passes after the first one that run upwards
+            total += _rows_at(p.m, height, down, odd) * (k + ascending * up + (across - 1 - ascending) * back)
+        return total
+
+    # The panel of B is shared at the turn from one row of blocks to the next, and further back by what the host keeps.
+    def of_b(skip: int) -> int:
+        whole, rest = divmod(min(skip, steps * across), steps)
+        saved = 0
+        for odd in range(2):
+            turns = (down - odd + 1) // 2 - (not odd)  # rows of blocks of this parity after the first row
+            last = p.n - (across - 1) * width  # columns of the last block of B, which an odd row meets first
+            columns = min(whole * width, p.n) if not odd else min(whole, 1) * last + max(0, whole - 1) * width
+            here = columns * k
+            if rest:
+                block = last if whole == (0 if odd else across - 1) else width
+                here += block * (k - _steps_width(k, tile_k, rest, (odd * across + whole) % 2 == 0))
+            saved += turns * here
+        return down * p.n * k - saved
+
+    return (
+        of_a(plan.keep_a),
+        of_b(min(plan.keep_b, steps)),
+        of_a(max(plan.keep_a, plan.host_keep_a)),
+        of_b(max(plan.keep_b, plan.host_keep_b)),
+    )
 
 
-def _traffic_rank_k(plan: MatmulPlan) -> tuple[float, float, float, float]:
-    """As :func:`_traffic`, for the lower triangle of blocks: pass by pass (their number is small)."""
+def _rows_at(size: int, block: int, count: int, odd: int) -> int:
+    """Rows in all blocks of one parity, of ``count`` blocks of which the last may be shorter."""
+    rows = (count - odd + 1) // 2 * block
+    return rows - (count * block - size) if (count - 1) % 2 == odd else rows
+
+
+def _traffic_rank_k(plan: MatmulPlan) -> tuple[int, int, int, int]:
+    """As :func:`_traffic`, for the lower triangle of blocks: row i has i + 1 passes, and directions recur every four rows."""
     p = plan.problem
     k, tile_k = p.k, plan.tile[2]
-    size = (p.n, plan.tile[0], plan.block[0])
-    loaded_a = loaded_b = read_a = 0.0
-    before: tuple[int, int] | None = None
-    for number, (i, j) in enumerate(plan.passes()):
-        ascending = number % 2 == 0
-        same_row = before is not None and before[0] == i
-        loaded_a += _rows_of(*size, i) * _steps_width(k, tile_k, plan.keep_a if same_row else 0, ascending)
-        read_a += _rows_of(*size, i) * _steps_width(k, tile_k, max(plan.keep_a, plan.host_keep_a) if same_row else 0, ascending)
-        if i != j:
-            same_column = before is not None and before[1] == j and before[0] != before[1]
-            loaded_b += _rows_of(*size, j) * _steps_width(k, tile_k, plan.keep_b if same_column else 0, ascending)
-        before = (i, j)
-    return loaded_a, loaded_b, read_a, loaded_b
+    side = plan.tile[0] * plan.block[0]
+    rows = plan.blocks[0]
+    last = p.n - (rows - 1) * side
+
+    def of_a(skip: int) -> int:
+        up, back = _steps_width(k, tile_k, skip, True), _steps_width(k, tile_k, skip, False)
+
+        def widths(count: int, sum_i: int, first: int) -> int:
+            """Columns of A in ``count`` rows of blocks with i = first modulo 4 that sum to ``sum_i``."""
+            bit = _starts_odd(first)  # the second pass of the row runs upwards
+            ascending = (sum_i + count * (bit - (first + bit) % 2)) // 2
+            return count * k + ascending * up + (sum_i - ascending) * back
+
+        total = last * widths(1, rows - 1, rows - 1)
+        for first in range(min(4, rows - 1)):
+            count = ceil_div(rows - 1 - first, 4)
+            total += side * widths(count, count * first + 2 * count * (count - 1), first)
+        return total
+
+    # Row i reads the i blocks before it as B; an even row starts where the odd one before it ended.
+    loaded_b = side * k * (rows * (rows - 1) // 2)
+    for first in (2, 4):
+        turns = ceil_div(rows - first, 4) if rows > first else 0
+        loaded_b -= turns * side * (k - _steps_width(k, tile_k, plan.keep_b, not _starts_odd(first)))
+    return of_a(plan.keep_a), loaded_b, of_a(max(plan.keep_a, plan.host_keep_a)), loaded_b
+
+
+def _starts_odd(row: int) -> int:
+    """Whether the first pass of this row of blocks has an odd number, and so runs downwards."""
+    return row * (row + 1) // 2 % 2
 
 
 # -- seconds -----------------------------------------------------------------------------------------------------------
+
+
+class _Block(Protocol):
+    """What the seconds between two passes depend on: a plan, or the draft of one."""
+
+    @property
+    def tile(self) -> tuple[int, int, int]: ...
+    @property
+    def block(self) -> tuple[int, int]: ...
+    @property
+    def drain(self) -> int: ...
+    @property
+    def slots(self) -> tuple[int, int, int]: ...
+
+
+def _home_seconds(p: MatmulProblem, shape: _Block, rates: Rates) -> float:
+    """How long a strip of the block takes home from a GPU."""
+    strip = shape.tile[0] * shape.block[0] * shape.tile[1] * p.dtype.itemsize
+    return strip / (STRIDED_COPY if p.hostless[2] else 1.0) / rates.download
+
+
+def ends_seconds(p: MatmulProblem, shape: _Block, rates: Rates, reads: bool, writes: bool, *, unified: bool = False) -> float:
+    """Filling and draining: the first tiles of A and B arrive before anything runs, and what is finished last goes home alone."""
+    tile_m, tile_n, tile_k = shape.tile
+    es = p.dtype.itemsize
+    first = (tile_m + tile_n) * min(tile_k, p.k) * es
+    strip = tile_m * (1 if unified else shape.block[0]) * tile_n * es
+    seconds = first / rates.read * reads + strip / rates.write * writes
+    if unified:
+        return seconds
+    return seconds + first / (STRIDED_COPY if any(p.hostless[:2]) else 1.0) / rates.upload + _home_seconds(p, shape, rates)
+
+
+def turn_seconds(p: MatmulProblem, shape: _Block, compute: float, rates: Rates) -> float:
+    """How long a GPU waits between two passes, of a product that takes ``compute`` seconds in all.
+
+    The next block waits for strips of the last one, unless they leave as fast as they are finished.
+    """
+    strip = shape.tile[0] * shape.block[0] * shape.tile[1]
+    rate = p.flops / compute if compute else math.inf
+    finish = (8.0 if p.dtype.kind == "c" else 2.0) * strip * shape.drain * shape.tile[2] / rate
+    spare = max(0, shape.slots[2] // shape.block[0] - shape.block[1])
+    return max(0.0, _home_seconds(p, shape, rates) - finish) * max(0, shape.block[1] - spare)
 
 
 def predict(plan: MatmulPlan, rates: Rates) -> MatmulPlan:
@@ -118,8 +181,9 @@ def predict(plan: MatmulPlan, rates: Rates) -> MatmulPlan:
     loaded_a, loaded_b, read_a, read_b = _traffic(plan)
     c = p.m * p.n
     if p.rank_k:  # tiles that the diagonal crosses are whole
-        rows, tile = plan.grid[0], plan.tile[0]
-        c = sum(min(tile, p.n - i * tile) * min(p.n, (i + 1) * tile) for i in range(rows))
+        tile = plan.tile[0]
+        whole, rest = divmod(p.n, tile)
+        c = tile * tile * (whole * (whole + 1) // 2) + rest * p.n
     c_in = c if p.reads_c else 0
     upload = download = 0.0
     if plan.unified:
@@ -133,7 +197,7 @@ def predict(plan: MatmulPlan, rates: Rates) -> MatmulPlan:
         disk_write = 0 if p.hostless[2] else c * disk_es[2]
     compute = plan.tasks * (rates.compute(p.flops / max(plan.tasks, 1)))
     # Tiles of arrays in pinned memory are strided there; such copies run slower than those of whole host slots.
-    strided = [_STRIDED_COPY if here else 1.0 for here in p.hostless]
+    strided = [STRIDED_COPY if here else 1.0 for here in p.hostless]
     up = (loaded_a / strided[0] + loaded_b / strided[1] + c_in / strided[2]) * es / rates.upload
     down = c * es / strided[2] / rates.download
     stages = [
@@ -143,22 +207,11 @@ def predict(plan: MatmulPlan, rates: Rates) -> MatmulPlan:
         ("disk", disk_read / rates.read + disk_write / rates.write),
     ]
     seconds = max(s for _, s in stages)
-    # Filling: the first tiles of A and B have to arrive before anything runs. Draining: the last strip goes home alone.
-    first = (plan.tile[0] + plan.tile[1]) * min(plan.tile[2], p.k) * es
-    strip = plan.tile[0] * plan.block[0] * plan.tile[1] * es
-    if plan.unified:
-        seconds += (first / rates.read if disk_read else 0) + (strip / plan.block[0] / rates.write if disk_write else 0)
-    else:
-        home = strip / strided[2] / rates.download
-        seconds += first / min(strided[:2]) / rates.upload + home
-        seconds += (first / rates.read if disk_read else 0) + (strip / rates.write if disk_write else 0)
+    seconds += ends_seconds(p, plan, rates, disk_read > 0, disk_write > 0, unified=plan.unified)
+    if not plan.unified:
         seconds += max(0, plan.host_slots * plan.host_slot_bytes - _STAGING) / rates.pin
-        # Between passes the next block waits for strips of the last one, unless they leave as fast as they are finished.
-        rate = p.flops / compute if compute else math.inf
-        finish = (8.0 if p.dtype.kind == "c" else 2.0) * (strip / es) * plan.drain * plan.tile[2] / rate
-        spare = max(0, plan.slots[2] // plan.block[0] - plan.block[1])
-        wait = max(0.0, home - finish) * max(0, plan.block[1] - spare)
-        seconds += wait * (plan.blocks[0] * plan.blocks[1] - 1) * (0.5 if p.rank_k else 1)
+        passes = plan.blocks[0] * plan.blocks[1] * (0.5 if p.rank_k else 1)
+        seconds += max(0, passes - 1) * turn_seconds(p, plan, compute, rates)
     tile_m, tile_n, tile_k = plan.tile
     sizes = (tile_m * tile_k, tile_k * tile_n, tile_m * tile_n)
     device = sum(

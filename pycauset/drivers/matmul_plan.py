@@ -18,16 +18,17 @@ References
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from pycauset.devices.rates import Rates
-from pycauset.drivers.matmul_cost import predict
+from pycauset.drivers.matmul_cost import STRIDED_COPY, ends_seconds, predict, turn_seconds
 from pycauset.errors import MemoryLimitError
 from pycauset.tiling import ceil_div, round_up, serpentine
 from pycauset.units import format_bytes
@@ -97,7 +98,9 @@ class MatmulPlan:
     upload, download, disk_read, disk_write : int
         Bytes over each link; on a unified device the first two are 0.
     bound : float
-        The fewest bytes over the device's link: lower bound plus reading inputs and writing the output once.
+        What a good plan moves over the device's link, in bytes: 2mnk/√S plus reading inputs and writing the output once.
+    least : float
+        What no order of the operations can go below: the larger of 2mnk/√S - 2S and inputs and output once [2]_.
     seconds : float
         Predicted time.
     device_bytes, host_bytes : int
@@ -109,18 +112,19 @@ class MatmulPlan:
     tile: tuple[int, int, int]
     block: tuple[int, int]
     drain: int
-    keep_a: int
-    keep_b: int
-    host_keep_a: int
-    host_keep_b: int
-    slots: tuple[int, int, int]
-    host_slots: int
-    host_slot_bytes: int
+    keep_a: int = 0
+    keep_b: int = 0
+    host_keep_a: int = 0
+    host_keep_b: int = 0
+    slots: tuple[int, int, int] = (0, 0, 0)
+    host_slots: int = 0
+    host_slot_bytes: int = 0
     upload: int = 0
     download: int = 0
     disk_read: int = 0
     disk_write: int = 0
     bound: float = 0.0
+    least: float = 0.0
     seconds: float = 0.0
     stages: tuple[tuple[str, float], ...] = ()
     device_bytes: int = 0
@@ -130,6 +134,11 @@ class MatmulPlan:
     def link_bytes(self) -> int:
         """Bytes over the link that feeds the device: the disk's on a unified device, PCIe's on a GPU."""
         return self.disk_read + self.disk_write if self.unified else self.upload + self.download
+
+    @property
+    def compute_bound(self) -> bool:
+        """Whether kernels take longer than every transfer."""
+        return max(self.stages, key=lambda stage: stage[1])[0] == "compute"
 
     @property
     def grid(self) -> tuple[int, int, int]:
@@ -173,78 +182,118 @@ def lower_bound(m: float, n: float, k: float, fast: float, *, rank_k: bool = Fal
     return volume + m * k + k * n + m * n
 
 
+def _bounds(p: MatmulProblem, fast: float) -> tuple[float, float]:
+    """``bound`` and ``least`` of a plan, in bytes, with ``fast`` elements of fast memory. What lies in it is not moved."""
+    sizes = p.m * p.k, 0 if p.rank_k else p.k * p.n, p.n * (p.n + 1) / 2 if p.rank_k else p.m * p.n
+    once = sum(size for size, free in zip(sizes, p.slotless, strict=True) if not free)
+    once += sizes[2] if p.reads_c and not p.slotless[2] else 0
+    volume = lower_bound(p.m, p.n, p.k, fast, rank_k=p.rank_k) - sum(sizes)
+    beyond = fast + sum(size for size, free in zip(sizes, p.slotless, strict=True) if free)
+    least = 2 * p.m * p.n * p.k / math.sqrt(beyond) * (math.sqrt(0.125) if p.rank_k else 1) - 2 * beyond
+    return (volume + once) * p.dtype.itemsize, max(least, once) * p.dtype.itemsize
+
+
 # -- choosing ----------------------------------------------------------------------------------------------------------
 
 
-def _candidates(count: int, around: float) -> list[int]:
-    """Numbers of blocks to try along one side: all small ones, then a neighbourhood of the best guess."""
-    low, high = int(around * 0.75), int(around * 1.35) + 2
-    near = [*range(1, min(25, int(2 * around) + 7)), *range(low, high, max(1, (high - low) // 48))]
-    return sorted({r for r in [*near, count] if 1 <= r <= count})  # ``count``: the smallest blocks of all, where memory is scarce
+#: Candidates of one family of tiles that are worth an exact prediction, those that a rough one puts first.
+_SHORTLIST = 40
 
 
-def _fit(
-    problem: MatmulProblem,
-    limits: MatmulLimits,
-    unified: bool,
-    tall: bool,
-    tile_n: int,
-    tile_k: int,
-    blocks_down: int,
-    drain: int,
-) -> MatmulPlan | None:
-    """The widest block for ``blocks_down`` blocks along m, with slots for streaming, or None when nothing fits.
+def _heights(p: MatmulProblem, around: float) -> list[int]:
+    """Heights of blocks to try: few blocks, a neighbourhood of the best guess, and one chunk, where memory is scarce.
 
-    A ``tall`` tile spans the whole block, which makes few, large kernels; otherwise tiles are about square, which wastes
-    less memory on tiles in flight.
+    Around the best guess the bytes depend on the square of the distance from it: a coarse net loses nothing.
     """
+    most = ceil_div(p.m, p.units[0])
+    low, high = int(around * 0.75), int(around * 1.35) + 2
+    counts = [*range(1, min(25, int(2 * around) + 7)), *range(low, high, max(1, (high - low) // 48)), most]
+    heights = sorted({round_up(ceil_div(p.m, count), p.units[0]) for count in counts if 1 <= count <= most})
+    net = heights[:1]
+    for height in heights:
+        near = 0.85 < height * around / p.m < 1.15
+        if height >= (1.02 if near else 1.06) * net[-1] or height == heights[-1]:
+            net.append(height)
+    return net
+
+
+class _Shape(NamedTuple):
+    """Tiles and a block of them, with slots for streaming, and the device bytes that these leave."""
+
+    tile: tuple[int, int, int]
+    block: tuple[int, int]
+    drain: int
+    slots: tuple[int, int, int]
+    slot: tuple[int, int, int]
+    free: int
+
+
+def _fit(problem: MatmulProblem, limit: int, unified: bool, tile: tuple[int, int, int], height: int, drain: int) -> _Shape | None:
+    """The widest block of about ``height`` rows, or None when nothing fits."""
     p, es = problem, problem.dtype.itemsize
-    unit_m = p.units[0]
-    height = round_up(ceil_div(p.m, blocks_down), unit_m)
-    tile_m = height if tall else min(tile_n if p.rank_k else round_up(tile_n, unit_m), round_up(p.m, unit_m))
+    tile_m, tile_n, tile_k = tile
     down = ceil_div(height, tile_m)
     steps = ceil_div(p.k, tile_k)
     drain = max(1, min(steps, drain))
-    slot = [
-        0 if free else round_up(size * es, 4096)
-        for size, free in zip((tile_m * tile_k, tile_k * tile_n, tile_m * tile_n), p.slotless, strict=True)
-    ]
+    slot_a = 0 if p.slotless[0] else round_up(tile_m * tile_k * es, 4096)
+    slot_b = 0 if p.slotless[1] else round_up(tile_k * tile_n * es, 4096)
+    slot_c = 0 if p.slotless[2] else round_up(tile_m * tile_n * es, 4096)
 
     def stream_slots(rows: int) -> tuple[int, int]:
         """Slots of A beside what a step needs, and of C beside the block: what is on its way in or out."""
         return rows * drain + (min(rows, 3) if steps > drain else 0), (2 if rows == 1 and not unified else min(rows, 3))
 
     a_slots, spare = stream_slots(down)
-    left = limits.device - a_slots * slot[0] - spare * slot[2] - 2 * slot[1]
-    per_column = down * slot[2] + slot[1]  # a strip of C and its tile of B
+    left = limit - a_slots * slot_a - spare * slot_c - 2 * slot_b
+    per_column = down * slot_c + slot_b  # a strip of C and its tile of B
     if left < per_column or left < 0:
         return None
     columns = ceil_div(p.n, tile_n)
-    across = min(columns, int(left // per_column) if per_column else columns)
+    across = min(columns, left // per_column) if per_column else columns
     across = ceil_div(columns, ceil_div(columns, across))  # blocks of even width
     if p.rank_k:
         across = down = min(across, down)
         a_slots, spare = stream_slots(down)
     if across * tile_n >= p.n and down * tile_m >= p.m:
         spare = 0  # one block: nothing follows it
-    plan = MatmulPlan(
-        p,
-        unified,
-        (tile_m, tile_n, tile_k),
-        (down, across),
-        drain,
-        0,
-        0,
-        0,
-        0,
-        (a_slots, across + 2, down * across + spare),
-        0,
-        0,
-    )
-    return _keep(plan, limits.device - sum(s * count for s, count in zip(slot, plan.slots, strict=True)), slot)
+    slots = (a_slots, across + 2, down * across + spare)
+    free = limit - slots[0] * slot_a - slots[1] * slot_b - slots[2] * slot_c
+    return _Shape(tile, (down, across), drain, slots, (slot_a, slot_b, slot_c), free)
 
 
-def _keep(plan: MatmulPlan, free: int, slot: list[int]) -> MatmulPlan:
+def _rough(p: MatmulProblem, shape: _Shape, rates: Rates, unified: bool) -> tuple[float, float]:
+    """Bytes over the device's link and seconds, nearly: what :func:`predict` says, without what the host level keeps."""
+    (tile_m, tile_n, tile_k), (down, across) = shape.tile, shape.block
+    rows, cols, steps = ceil_div(p.m, tile_m), ceil_div(p.n, tile_n), ceil_div(p.k, tile_k)
+    blocks_down, blocks_across = ceil_div(rows, down), ceil_div(cols, across)
+    half = 0.5 if p.rank_k else 1.0
+    # What _keep will do with the free bytes: hold on to panels of A, or of B where there is one block across.
+    stack, row = down * shape.slot[0], across * shape.slot[1]
+    kept_a = min(1.0, (shape.free // stack + shape.drain) / max(steps, 1)) if stack else 1.0
+    kept_b = (1.0 if not row or shape.free // row >= steps else shape.free // row / steps) if blocks_across == 1 else 0.0
+    a = p.m * p.k * (1 + (blocks_across - 1) * half * (1 - kept_a))
+    b = p.n * p.k * ((blocks_down - 1) * half * (1 - kept_b) + (0 if p.rank_k else 1))
+    c, c_in = p.m * p.n * half, p.m * p.n * half * p.reads_c
+    tasks = rows * cols * steps * half
+    compute = tasks * rates.compute(p.flops / max(tasks, 1))
+    es = p.dtype.itemsize
+
+    def stored(free: tuple[bool, bool, bool]) -> tuple[float, float]:
+        """Bytes read and written."""
+        return (a * (not free[0]) + b * (not free[1]) + c_in * (not free[2])) * es, c * es * (not free[2])
+
+    read, written = stored(p.slotless if unified else p.hostless)
+    seconds = max(compute, read / rates.read + written / rates.write)
+    if unified:
+        return read + written, seconds + ends_seconds(p, shape, rates, read > 0, written > 0, unified=True)
+    slow = [es / (STRIDED_COPY if here else 1.0) for here in p.hostless]
+    seconds = max(seconds, (a * slow[0] + b * slow[1] + c_in * slow[2]) / rates.upload, c * slow[2] / rates.download)
+    passes = blocks_down * blocks_across * half
+    seconds += max(0, passes - 1) * turn_seconds(p, shape, compute, rates)
+    return (a + b + c_in + c) * es, seconds + ends_seconds(p, shape, rates, read > 0, written > 0)
+
+
+def _keep(plan: MatmulPlan, free: int, slot: tuple[int, int, int]) -> MatmulPlan:
     """Spend what is left on panels that stay from one pass to the next, and on deeper prefetching."""
     steps = plan.grid[2]
     rows, cols = plan.blocks
@@ -315,6 +364,8 @@ def _host_level(plan: MatmulPlan, limit: int, piece: int, rates: Rates) -> Matmu
 
 def _retention(fits: int, steps: int, device: int) -> int:
     """How many steps before a turn the host keeps: all, or as many as fit without clashing with the device's own."""
+    if device >= steps:
+        return 0  # the device has no need to ask again
     if fits >= steps:
         return steps
     return max(0, min(fits, steps - device - 1)) if fits > device else 0
@@ -355,40 +406,72 @@ _known: dict[tuple[object, ...], MatmulPlan] = {}
 def _search(problem: MatmulProblem, limits: MatmulLimits, rates: Rates, unified: bool, piece: int) -> MatmulPlan:
     p, es = problem, problem.dtype.itemsize
     if not (p.m and p.n):
-        return MatmulPlan(p, unified, (1, 1, 1), (1, 1), 1, 0, 0, 0, 0, (0, 0, 0), 0, 0)  # no result, no tasks
+        return MatmulPlan(p, unified, (1, 1, 1), (1, 1), 1)  # no result, no tasks
     fast = max(limits.device, 1) / es
-    bound = lower_bound(p.m, p.n, p.k, fast, rank_k=p.rank_k) * es
-    guess = p.m / math.sqrt(fast)
+    bound, least = _bounds(p, fast)
+    guess = p.m / math.sqrt(fast) if not all(p.slotless) else 1.0
     side = 1 << max(6, round(math.log2(math.sqrt(fast))) - 3)  # an eighth of the largest square block
     wide = (side, 1024) if unified else (2048, 1024, 4096, side)
     deep = (side, 1024) if unified else (1024, 512, 2048, side // 2)
     unit_n = max(p.units[1], p.units[0]) if p.rank_k else p.units[1]
-    counts = _candidates(ceil_div(p.m, p.units[0]), guess)
+    heights = _heights(p, guess)
     best: tuple[tuple[bool, int, float], MatmulPlan] | None = None
     # Tall tiles first: square ones are worth a look only where tall ones cannot be or move too much.
     # Where all of them do, half as thin panels leave more room for the block.
     for thin, tall in itertools.product((1, 2), ([True] if p.a_stacks and not p.rank_k else []) + [False]):
-        if best is not None and (not best[0][0] or (thin > 1 and side // 4 < max(p.units[2], unit_n))):
+        if best is not None and thin > 1 and side // 4 < max(p.units[2], unit_n):
             break
-        for tile_k, tile_n in itertools.product(
-            _sides(p.k, p.units[2], deep, side // thin), _sides(p.n, unit_n, wide, side // thin)
-        ):
-            drains = (1,) if unified else sorted({ceil_div(depth, tile_k) for depth in (8192, 4096, 1024, 1)})
-            for drain, blocks_down in itertools.product(drains, counts):
-                plan = _fit(p, limits, unified, tall, tile_n, tile_k, blocks_down, drain)
-                if plan is not None and not unified:
-                    plan = _host_level(plan, limits.host, piece, rates)
-                if plan is None:
-                    continue
-                plan = replace(predict(plan, rates), bound=bound)
-                # Times within a fifth of a percent are equal; then the fewest bytes win.
-                moved = float(plan.link_bytes + plan.disk_read + plan.disk_write)
-                key = (plan.link_bytes > _SLACK * bound, round(math.log(max(plan.seconds, 1e-9)) / 0.002), moved)
-                if best is None or key < best[0]:
-                    best = key, plan
+        if best is not None and not best[0][0] and best[1].compute_bound:
+            break
+        sides = itertools.product(_sides(p.k, p.units[2], deep, side // thin), _sides(p.n, unit_n, wide, side // thin))
+        for shape in _shortlist(p, limits, rates, unified, bound, tall, sides, heights):
+            draft = MatmulPlan(p, unified, shape.tile, shape.block, shape.drain, slots=shape.slots, bound=bound, least=least)
+            plan: MatmulPlan | None = _keep(draft, shape.free, shape.slot)
+            if plan is not None and not unified:
+                plan = _host_level(plan, limits.host, piece, rates)
+            if plan is None:
+                continue
+            plan = predict(plan, rates)
+            # Times within a fifth of a percent are equal; then the fewest bytes win.
+            moved = float(plan.link_bytes + plan.disk_read + plan.disk_write)
+            key = (plan.link_bytes > _SLACK * bound, round(math.log(max(plan.seconds, 1e-9)) / 0.002), moved)
+            if best is None or key < best[0]:
+                best = key, plan
     if best is None:
         raise MemoryLimitError(_refusal(p, limits, unified, piece))
     return best[1]
+
+
+def _shortlist(
+    p: MatmulProblem,
+    limits: MatmulLimits,
+    rates: Rates,
+    unified: bool,
+    bound: float,
+    tall: bool,
+    sides: Iterable[tuple[int, int]],
+    heights: list[int],
+) -> list[_Shape]:
+    """The most promising blocks of each tile shape, then of all of them, by :func:`_rough`.
+
+    A ``tall`` tile spans the whole block, which makes few, large kernels; otherwise tiles are about square, which wastes
+    less memory on tiles in flight.
+    """
+    unit_m = p.units[0]
+    ranked: list[tuple[tuple[bool, float, float], _Shape]] = []
+    for tile_k, tile_n in sides:
+        square = min(tile_n if p.rank_k else round_up(tile_n, unit_m), round_up(p.m, unit_m))
+        # Blocks of whole tiles: heights between two multiples make the same block.
+        shapes = {((height, 1) if tall else (square, ceil_div(height, square))): height for height in heights}
+        drains = (1,) if unified else sorted({ceil_div(depth, tile_k) for depth in (8192, 4096, 1024, 1)})
+        family = []
+        for ((tile_m, _), height), drain in itertools.product(shapes.items(), drains):
+            shape = _fit(p, limits.device, unified, (tile_m, tile_n, tile_k), height, drain)
+            if shape is not None:
+                moved, seconds = _rough(p, shape, rates, unified)
+                family.append(((moved > _SLACK * bound, seconds, moved), shape))
+        ranked += heapq.nsmallest(_SHORTLIST // 4, family)
+    return [shape for _, shape in heapq.nsmallest(_SHORTLIST, ranked)]
 
 
 def _sides(size: int, unit: int, wanted: tuple[int, ...], most: int) -> list[int]:
