@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from pycauset.devices.lanes import Failure, InlineLane, Lane, Span, ThreadLane
 from pycauset.storage.base import TileStore
@@ -22,7 +23,7 @@ from pycauset.storage.base import TileStore
 __all__ = ["Device", "Kernel", "Lanes", "MemoryScope", "Mode", "Slab"]
 
 Mode = Literal["async", "sync"]
-Kernel = Callable[[Sequence[Any], Sequence[Any], tuple[Any, ...], Any], None]
+Kernel = Callable[[Sequence[Any], Sequence[Any], tuple[Any, ...], Any], Callable[[], None] | None]
 
 
 class MemoryScope(Protocol):
@@ -146,6 +147,14 @@ class Device(abc.ABC):
     def download(self, source: Any, row: int, col: int, target: np.ndarray[Any, Any], lane: Any) -> None:
         """Copy a part of a device tile, from (row, col) on, to a host tile."""
         raise NotImplementedError(f"{self.name} works on host memory")
+
+    def workspace_bytes(self, kernel: str, n: int, dtype: DTypeLike) -> int:
+        """Bytes of device memory that ``kernel`` on tiles of order ``n`` needs besides tiles; planners leave them free."""
+        return 0
+
+    def prepare(self, kernel: str, n: int, dtype: DTypeLike) -> None:
+        """Take the memory that :meth:`workspace_bytes` counts, so that no task has to; MemoryLimitError when denied."""
+        return
 
     def synchronize(self) -> None:
         """Wait for everything the device was asked to do; raises what failed."""

@@ -18,7 +18,9 @@ __all__ = ["Cublas", "CublasError"]
 _NAMES = ("libcublas.so.13", "libcublas.so.12", "libcublas.so.11", "libcublas.so")
 _LETTER = {"float32": "S", "float64": "D", "complex64": "C", "complex128": "Z"}
 _OPERATION = {"N": 0, "T": 1, "H": 2}
-_UPPER = 1
+_LOWER, _UPPER = 0, 1
+_FILL = {"L": 0, "U": 1}
+_SIDE = {"L": 0, "R": 1}
 _STATUS = {
     1: "not initialized",
     3: "out of memory",
@@ -139,13 +141,86 @@ class Cublas:
         ldc: int,
         *,
         hermitian: bool,
+        uplo: str = "L",
     ) -> None:
-        """Upper triangle of ``C = alpha op(A) op(A)ᵀ + beta C`` (SYRK) or ``op(A)ᴴ`` (HERK), column-major."""
+        """The triangle of ``C = alpha op(A) op(A)ᵀ + beta C`` (SYRK) or ``op(A)ᴴ`` (HERK), column-major, that is ``uplo``'s row-major."""
         herk = hermitian and dtype.startswith("complex")
         name = f"cublas{_LETTER[dtype]}{'herk' if herk else 'syrk'}_v2"
         real = {"complex64": "float32", "complex128": "float64"}.get(dtype, dtype) if herk else dtype
         status = _routine(name, "piiiippippi")(
-            self._handle, _UPPER, _OPERATION[op], n, k, _scalar(alpha, real), a, lda, _scalar(beta, real), c, ldc
+            self._handle, _UPPER if uplo == "L" else _LOWER, _OPERATION[op], n, k, _scalar(alpha, real), a, lda, _scalar(beta, real), c, ldc
+        )
+        if status:
+            raise CublasError(name, status)
+
+    def trsm(
+        self,
+        dtype: str,
+        side: str,
+        uplo: str,
+        op: str,
+        unit: bool,
+        m: int,
+        n: int,
+        alpha: complex,
+        a: int,
+        lda: int,
+        b: int,
+        ldb: int,
+    ) -> None:
+        """``B = alpha op(A)⁻¹ B`` (side ``"L"``) or ``B = alpha B op(A)⁻¹`` (``"R"``) with a triangle A, all column-major."""
+        name = f"cublas{_LETTER[dtype]}trsm_v2"
+        status = _routine(name, "piiiiiippipi")(
+            self._handle,
+            _SIDE[side],
+            _FILL[uplo],
+            _OPERATION[op],
+            int(unit),
+            m,
+            n,
+            _scalar(alpha, dtype),
+            a,
+            lda,
+            b,
+            ldb,
+        )
+        if status:
+            raise CublasError(name, status)
+
+    def trmm(
+        self,
+        dtype: str,
+        side: str,
+        uplo: str,
+        op: str,
+        unit: bool,
+        m: int,
+        n: int,
+        alpha: complex,
+        a: int,
+        lda: int,
+        b: int,
+        ldb: int,
+        c: int,
+        ldc: int,
+    ) -> None:
+        """``C = alpha op(A) B`` (side ``"L"``) or ``C = alpha B op(A)`` (``"R"``) with a triangle A, all column-major."""
+        name = f"cublas{_LETTER[dtype]}trmm_v2"
+        status = _routine(name, "piiiiiippipipi")(
+            self._handle,
+            _SIDE[side],
+            _FILL[uplo],
+            _OPERATION[op],
+            int(unit),
+            m,
+            n,
+            _scalar(alpha, dtype),
+            a,
+            lda,
+            b,
+            ldb,
+            c,
+            ldc,
         )
         if status:
             raise CublasError(name, status)

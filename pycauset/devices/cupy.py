@@ -13,13 +13,14 @@ import ctypes
 import functools
 import threading
 import warnings
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from pycauset.devices.base import Device, Lanes, MemoryScope, Mode, Slab
 from pycauset.devices.cublas import Cublas
+from pycauset.devices.cuda_kernels import CudaKernels
 from pycauset.devices.cuda_lane import CudaCompletion, CudaLane
 from pycauset.devices.lanes import Failure, Span
 from pycauset.devices.memory import PAGE, anonymous_pages, pageable_slab
@@ -47,16 +48,6 @@ class TileView(NamedTuple):
     ld: int
     dtype: np.dtype[Any]
     kind: str
-
-
-class _CudaStream:
-    """A raw stream as CuPy takes foreign ones."""
-
-    def __init__(self, stream: int) -> None:
-        self._stream = stream
-
-    def __cuda_stream__(self) -> tuple[int, int]:
-        return 0, self._stream
 
 
 class CupyDevice(Device):
@@ -97,7 +88,8 @@ class CupyDevice(Device):
                 "panel": runtime.streamCreateWithPriority(_NON_BLOCKING_STREAM, -5),
             }
             self._handles = {stream: Cublas(self._streams[stream]) for stream in ("compute", "panel")}
-        self.kernels = {"gemm": self._gemm, "rank_k": self._rank_k, "scale": self._scale}
+        self._table = CudaKernels(self)
+        self.kernels = self._table.table
 
     # -- errors ---------------------------------------------------------------------------------------------------
 
@@ -121,7 +113,7 @@ class CupyDevice(Device):
             return MemoryLimitError(
                 f"the GPU ran out of memory while {doing}; lower gpu_memory=, or close what else uses the GPU"
             )
-        if type(error).__name__ in ("CUDARuntimeError", "CublasError", "CUDADriverError", "OutOfMemoryError"):
+        if type(error).__name__ in ("CUDARuntimeError", "CublasError", "CusolverError", "CUDADriverError", "OutOfMemoryError"):
             ending = "; the GPU is not used again in this process: restart Python to get it back" if self.lost else ""
             typed = DeviceError(f"{doing} failed on {self.name}: {error}{ending}")
             typed.__cause__ = error
@@ -281,6 +273,8 @@ class CupyDevice(Device):
             held = pool.total_bytes()
             pool.free_all_blocks()
             freed = held - pool.total_bytes()
+            if freed < nbytes:
+                freed += self._table.release()
         return freed
 
     def view(self, slab: Slab, offset: int, shape: tuple[int, int], dtype: np.dtype[Any]) -> TileView:
@@ -327,44 +321,15 @@ class CupyDevice(Device):
 
     # -- kernels --------------------------------------------------------------------------------------------------
 
-    def _gemm(self, reads: Sequence[TileView], writes: Sequence[TileView], params: tuple[Any, ...], lane: CudaLane) -> None:
-        """As on the CPU: row-major tiles are transposes in cuBLAS's eyes, so A and B change places."""
-        alpha, beta, op_a, op_b = params
-        a, b, c = reads[0], reads[1], writes[0]
-        depth = a.cols if op_a == "N" else a.rows
-        lane.blas.gemm(c.kind, op_b, op_a, c.cols, c.rows, depth, alpha, b.address, b.ld, a.address, a.ld, beta, c.address, c.ld)  # type: ignore[union-attr]
+    def workspace_bytes(self, kernel: str, n: int, dtype: DTypeLike) -> int:
+        return self._table.workspace_bytes(kernel, n, np.dtype(dtype).name, self._compute_streams())
 
-    def _rank_k(self, reads: Sequence[TileView], writes: Sequence[TileView], params: tuple[Any, ...], lane: CudaLane) -> None:
-        """SYRK or HERK on the lower triangle, mirrored at the end."""
-        alpha, beta, op_a, hermitian, last = params
-        a, c = reads[0], writes[0]
-        depth = a.cols if op_a == "N" else a.rows
-        flag = ("H" if hermitian and c.dtype.kind == "c" else "T") if op_a == "N" else "N"
-        lane.blas.rank_k(c.kind, flag, c.rows, depth, alpha, a.address, a.ld, beta, c.address, c.ld, hermitian=hermitian)  # type: ignore[union-attr]
-        if last:
-            import cupy
+    def prepare(self, kernel: str, n: int, dtype: DTypeLike) -> None:
+        with self.checked(f"preparing {kernel}"):
+            self._table.prepare(kernel, n, np.dtype(dtype).name, self._compute_streams())
 
-            with cupy.cuda.Stream.from_external(_CudaStream(lane.stream)):
-                _mirror_kernel(hermitian and c.dtype.kind == "c")(self.array(c), c.ld, c.rows, size=c.rows * c.rows)
-
-    def _scale(self, reads: Sequence[TileView], writes: Sequence[TileView], params: tuple[Any, ...], lane: CudaLane) -> None:
-        import cupy
-
-        with cupy.cuda.Stream.from_external(_CudaStream(lane.stream)):
-            tile = self.array(writes[0])
-            tile *= params[0] if params[0] != 0 else 0
-            if params[0] == 0:
-                tile.fill(0)
-
-    def array(self, tile: TileView) -> Any:
-        """A device tile as a ``cupy.ndarray`` that shares its memory."""
-        import cupy
-
-        memory = cupy.cuda.UnownedMemory(tile.address, tile.rows * tile.ld * tile.dtype.itemsize, self)
-        pointer = cupy.cuda.MemoryPointer(memory, 0)
-        return cupy.ndarray(
-            (tile.rows, tile.cols), tile.dtype, memptr=pointer, strides=(tile.ld * tile.dtype.itemsize, tile.dtype.itemsize)
-        )
+    def _compute_streams(self) -> list[int]:
+        return [self._streams[name] for name in self._handles]
 
 
 def _bytes_at(address: int, nbytes: int) -> np.ndarray[Any, Any]:
@@ -400,17 +365,3 @@ class _Checked:
             typed = self._device.translate(error, self._doing)
             if typed is not error:
                 raise typed from error
-
-
-@functools.cache
-def _mirror_kernel(conjugate: bool) -> Any:
-    """Copies the lower triangle of a square row-major tile over the upper one."""
-    import cupy
-
-    value = "conj(p[c * ld + r])" if conjugate else "p[c * ld + r]"
-    return cupy.ElementwiseKernel(
-        "raw T tile, int64 ld, int64 n",
-        "",
-        f"long long r = i / n, c = i % n; if (c > r) {{ T* p = (T*)&tile[0]; p[r * ld + c] = {value}; }}",
-        f"pycauset_mirror_lower{'_conjugate' if conjugate else ''}",
-    )

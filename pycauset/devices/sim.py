@@ -39,7 +39,7 @@ class SimCompletion:
 class SimLane:
     """Jobs in order on a virtual clock: each starts when the lane and what it waits for are ready."""
 
-    def __init__(self, name: str, seconds: Callable[[int, float], float], timeline: list[Span] | None) -> None:
+    def __init__(self, name: str, seconds: Callable[[str, int, float], float], timeline: list[Span] | None) -> None:
         self.name = name
         self._seconds = seconds
         self._timeline = timeline
@@ -54,7 +54,7 @@ class SimLane:
         for completion in waits:
             moment: Any = getattr(completion, "inner", completion)
             start = max(start, moment.time)
-        end = start + self._seconds(nbytes, flops)
+        end = start + self._seconds(name, nbytes, flops)
         self._jobs += 1
         self._nbytes += nbytes
         self._busy += end - start
@@ -91,11 +91,11 @@ class SimDevice(Device):
     def lanes(self, *, mode: Mode, failure: Failure, timeline: list[Span] | None, readers: int, writers: int) -> Lanes:
         rates = self.rates
 
-        def copy(bandwidth: float) -> Callable[[int, float], float]:
-            return lambda nbytes, flops: nbytes / bandwidth
+        def copy(bandwidth: float) -> Callable[[str, int, float], float]:
+            return lambda kernel, nbytes, flops: nbytes / bandwidth
 
-        def compute(nbytes: int, flops: float) -> float:
-            return rates.compute(flops)
+        def compute(kernel: str, nbytes: int, flops: float) -> float:
+            return rates.compute(flops, kernel)
 
         lanes = Lanes(
             SimLane("read", copy(rates.read), timeline),

@@ -96,3 +96,13 @@ def test_a_refused_plan_needs_no_machine():
     stores = [SimStore((10**6, 10**6), F64) for _ in range(3)]
     with pytest.raises(MemoryLimitError, match=r"gpu_memory= leaves 1\.05 MB"):
         MatmulDriver(*stores, F64).plan(device, MatmulLimits(1 << 20, 1 << 30), device.rates)
+
+
+@pytest.mark.parametrize("kind", ["cpu", "gpu"])
+def test_kernels_take_the_time_that_the_rates_give_them(kind):
+    device, lanes = lanes_of(kind)
+    for kernel in ("gemm", "potrf", "trsm", "copy"):
+        before = lanes.compute[0].clock
+        done = lanes.compute[0].submit(print, (), name=kernel, flops=2e10)
+        assert done.time - before == pytest.approx(device.rates.compute(2e10, kernel))
+    assert device.rates.compute(2e10, "potrf") > device.rates.compute(2e10)
