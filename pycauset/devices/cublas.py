@@ -143,12 +143,25 @@ class Cublas:
         hermitian: bool,
         uplo: str = "L",
     ) -> None:
-        """The triangle of ``C = alpha op(A) op(A)ᵀ + beta C`` (SYRK) or ``op(A)ᴴ`` (HERK), column-major, that is ``uplo``'s row-major."""
+        """``C = alpha op(A) op(A)ᵀ + beta C`` (SYRK) or ``op(A)ᴴ`` (HERK), column-major.
+
+        Only the triangle that is ``uplo`` in row-major eyes is computed, so ``"L"`` is cuBLAS's upper one.
+        """
         herk = hermitian and dtype.startswith("complex")
         name = f"cublas{_LETTER[dtype]}{'herk' if herk else 'syrk'}_v2"
         real = {"complex64": "float32", "complex128": "float64"}.get(dtype, dtype) if herk else dtype
         status = _routine(name, "piiiippippi")(
-            self._handle, _UPPER if uplo == "L" else _LOWER, _OPERATION[op], n, k, _scalar(alpha, real), a, lda, _scalar(beta, real), c, ldc
+            self._handle,
+            _UPPER if uplo == "L" else _LOWER,
+            _OPERATION[op],
+            n,
+            k,
+            _scalar(alpha, real),
+            a,
+            lda,
+            _scalar(beta, real),
+            c,
+            ldc,
         )
         if status:
             raise CublasError(name, status)

@@ -212,7 +212,10 @@ class CudaKernels:
         lane.blas.gemm(c.kind, op_b, op_a, c.cols, c.rows, depth, alpha, b.address, b.ld, a.address, a.ld, beta, c.address, c.ld)  # type: ignore[union-attr]
 
     def _rank_k(self, reads: Sequence[TileView], writes: Sequence[TileView], params: tuple[Any, ...], lane: CudaLane) -> None:
-        """SYRK or HERK on the lower triangle, mirrored at the end; params (alpha, beta, op_a, hermitian, last), and "U" for the upper one."""
+        """SYRK or HERK on the lower triangle, mirrored at the end; params (alpha, beta, op_a, hermitian, last).
+
+        A sixth, ``"U"``, asks for the upper triangle, which is not mirrored.
+        """
         alpha, beta, op_a, hermitian, last, *uplo = params
         a, c = reads[0], writes[0]
         depth = a.cols if op_a == "N" else a.rows

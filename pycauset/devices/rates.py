@@ -12,7 +12,7 @@ from numpy.typing import DTypeLike
 
 from pycauset.hardware.profile import HardwareProfile
 
-__all__ = ["Place", "Rates", "efficiency"]
+__all__ = ["Place", "Rates"]
 
 #: Speed of other kernels as a fraction of gemm's, and the order from which it holds (below it falls in proportion; 0: it holds
 #: everywhere). From cuSOLVER's and cuBLAS's figures on an H200 and OpenBLAS's on two cores (benchmarks/results).
@@ -22,34 +22,6 @@ _FRACTIONS: dict[str, dict[str, tuple[float, int]]] = {
 }
 
 Place = Literal["disk", "ram", "pinned"]
-
-#: The order at which a kernel reaches half of gemm's rate. GPU: fitted to cuSOLVER's potrf on an H200 (orders 4,096 to 65,536).
-_HALF_ORDER: dict[str, dict[str, float]] = {
-    "cpu": {"potrf": 400, "trmm": 100, "trsm": 50, "trtri": 600},
-    "gpu": {"potrf": 29_000, "trmm": 500, "trsm": 1_000, "trtri": 4_000},
-}
-
-
-def efficiency(kind: str, kernel: str, order: float) -> float:
-    """The rate of a kernel on a tile of this order, as a fraction of gemm's.
-
-    Parameters
-    ----------
-    kind : {"cpu", "gpu"}
-    kernel : str
-        Kernels that are not known to be slower run at gemm's rate.
-    order : float
-        Rows of the square tile.
-
-    Examples
-    --------
-    >>> round(efficiency("gpu", "potrf", 8192), 2)
-    0.22
-    >>> efficiency("gpu", "gemm", 8192)
-    1.0
-    """
-    half = _HALF_ORDER[kind].get(kernel, 0.0)
-    return order / (order + half) if half else 1.0
 
 
 class Rates:
@@ -109,8 +81,3 @@ class Rates:
             return self.launch + flops / math.exp(rates[min(index, len(sizes) - 1)])
         weight = (size - sizes[index - 1]) / (sizes[index] - sizes[index - 1])
         return self.launch + flops / math.exp((1 - weight) * rates[index - 1] + weight * rates[index])
-
-    def _order(self, flops: float, kernel: str) -> float:
-        """The order of the square tile on which a kernel takes ``flops`` operations: n³/3 for factors and inverses, n³ for solves."""
-        multiplications = flops / (8 if self.dtype.kind == "c" else 2)
-        return float((multiplications * (6 if kernel in ("potrf", "trtri") else 2)) ** (1 / 3))
