@@ -75,11 +75,12 @@ def rank_k(
     beta: float = 0.0,
     op_a: str = "N",
     hermitian: bool = False,
+    uplo: str = "L",
 ) -> None:
     """Lower triangle of ``c = alpha op(a) op(a)ᵀ + beta c`` (SYRK), or ``op(a)ᴴ`` instead of ``op(a)ᵀ`` (HERK).
 
     ``op_a="N"`` multiplies ``a`` by its transpose, any other value the transpose by ``a``. The strictly upper triangle
-    of ``c`` is left alone.
+    of ``c`` is left alone; with ``uplo="U"`` it is the other way round.
 
     Examples
     --------
@@ -97,7 +98,7 @@ def rank_k(
     herk = hermitian and c.dtype.kind == "c"
     real = np.dtype("float32" if c.dtype.itemsize == 8 else "float64") if herk else c.dtype
     routine(LETTER[c.dtype.name] + ("herk" if herk else "syrk"), 10)(
-        character("U"),
+        character("U" if uplo == "L" else "L"),
         character(("H" if herk else "T") if op_a == "N" else "N"),
         integer(n),
         integer(k),

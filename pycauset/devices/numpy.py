@@ -28,12 +28,13 @@ def _gemm(reads: Sequence[Array], writes: Sequence[Array], params: tuple[Any, ..
 
 
 def _rank_k(reads: Sequence[Array], writes: Sequence[Array], params: tuple[Any, ...], lane: Any) -> None:
-    """``C = alpha op(A) op(A)ᵀ + beta C``, then mirrored when it is the last one; params (alpha, beta, op_a, hermitian, last)."""
-    alpha, beta, op_a, hermitian, last = params
+    """``C = alpha op(A) op(A)ᵀ + beta C``, lower triangle, mirrored when it is the last one; params (alpha, beta, op_a, hermitian,
+    last), and "U" for the upper triangle instead."""
+    alpha, beta, op_a, hermitian, last, *uplo = params
     c = writes[0]
     if hermitian and beta != 0 and c.dtype.kind == "c":
         np.fill_diagonal(c, c.diagonal().real)
-    rank_k(reads[0], c, alpha=alpha, beta=beta, op_a=op_a, hermitian=hermitian)
+    rank_k(reads[0], c, alpha=alpha, beta=beta, op_a=op_a, hermitian=hermitian, uplo=uplo[0] if uplo else "L")
     if last:
         mirror_lower(c, hermitian)
 

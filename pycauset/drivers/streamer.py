@@ -20,7 +20,8 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from functools import partial
 from time import perf_counter
 from types import TracebackType
@@ -100,6 +101,7 @@ class AsyncStreamer:
         self._scope = scope
         self._mode = mode
         self._readers, self._writers = readers, writers
+        self._keeping = ExitStack()
         self._failure = Failure()
         self._timeline: list[Span] | None = [] if timeline else None
         self._on_progress = on_progress
@@ -202,6 +204,8 @@ class AsyncStreamer:
         temporary = self.temporary_bytes(self.device, self._operands, self._readers, self._writers)
         if temporary:
             self._tickets.append(self._scope.require("host", temporary, owner="buffers for tiles that need converting"))
+        for store, unit, _ in _sources(self.device, self._operands):
+            self._keeping.enter_context(store.keeping(store.kept_bytes(unit)))
 
     def _pin_ahead(self) -> None:
         """Bring host slabs into being before their first use: pinning is about as slow as the disk that fills them."""
@@ -218,12 +222,9 @@ class AsyncStreamer:
     def temporary_bytes(device: Device, operands: Sequence[Operand], readers: int, writers: int) -> int:
         """Host bytes that reading and writing may take beside the slots, all threads together."""
         largest = 0
-        for op in operands:
-            for store in (op.store, op.origin):
-                if store is not None and not device.reaches(store, op.dtype):
-                    unit = op.tile if device.unified else tuple(map(min, op.tile, op.store.chunks))
-                    largest = max(largest, store.temporary_bytes((unit[0], unit[1]), op.dtype))
-        return largest * (readers + writers)
+        for store, unit, dtype in _sources(device, operands):
+            largest = max(largest, store.temporary_bytes(unit, dtype))
+        return largest * (readers + writers) + sum(store.kept_bytes(unit) for store, unit, _ in _sources(device, operands))
 
     def _stop(self) -> None:
         """Let every lane come to rest. After a failure what is queued is skipped, not run."""
@@ -243,6 +244,7 @@ class AsyncStreamer:
         self._stopping = True
         if self._pinner is not None:
             self._pinner.join()
+        self._keeping.close()
         self._slots.clear()
         self._hosts.clear()
         for slab in self._slabs:
@@ -515,7 +517,7 @@ class AsyncStreamer:
     def _read(self, tile: Tile, slot: _Slot) -> Completion:
         operand = self._operands[tile.operand]
         waits = list(slot.busy.values())
-        earlier = self._stored.pop(tile, None)
+        earlier = self._stored.get(tile)  # stays: a second read may start before the first
         if earlier is not None:
             waits.append(earlier)
         assert self._lanes is not None
@@ -610,7 +612,7 @@ class AsyncStreamer:
                 more = host_waits[index]
             else:
                 array = (self._source(part) if upload else operand.store).view(part.rect) if self.device.real else None
-                earlier = self._stored.pop(part, None) if upload else None
+                earlier = self._stored.get(part) if upload else None
                 more = [earlier] if earlier is not None else []
             row, col = part.r0 - tile.r0, part.c0 - tile.c0
             work: Callable[..., object] = _nothing
@@ -664,6 +666,15 @@ class AsyncStreamer:
         error = self._failure.error
         assert error is not None
         raise error
+
+
+def _sources(device: Device, operands: Sequence[Operand]) -> Iterator[tuple[TileStore, tuple[int, int], np.dtype[Any]]]:
+    """Every store that a device does not reach by itself, and the largest rectangle of it that is read at once."""
+    for op in operands:
+        for store in (op.store, op.origin):
+            if store is not None and not device.reaches(store, op.dtype):
+                rows, cols = op.tile if device.unified else map(min, op.tile, op.store.chunks)
+                yield store, (rows, cols), op.dtype
 
 
 def has_no_chunks(store: TileStore) -> bool:

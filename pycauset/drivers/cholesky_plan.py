@@ -1,0 +1,380 @@
+"""Planning a Cholesky factorisation: variant, tiles, resident blocks, slots, and the bytes and seconds that follow. Pure arithmetic.
+
+Three orders, all over square tiles of side b, T tile rows, with room for N tiles (S = N b² elements) on the device:
+
+``"left"``
+    Left-looking over square blocks. Columns are taken w tiles at a time; a block of h × w tiles is resident while the finished
+    columns to its left stream past, then it is solved against its diagonal block. Reads and writes the triangle once and moves
+    ``n³/(3√S)`` elements of finished columns.
+``"right"``
+    Right-looking. A panel of p tile columns stays resident, and the rest of the matrix streams past it, read and written once for
+    each panel. With everything resident it moves the least there is; else ``n³/(3 p b)`` elements twice over.
+``"triangle"``
+    Wide panels, each factored as above, then one symmetric update of all that is left, in triangle blocks
+    (:mod:`pycauset.drivers.triangle_blocks`): ``n³/(3√2·√S)``, but the rest of the matrix moves once more for each panel, so
+    that it wins only where n is large against √S.
+
+References
+----------
+.. [1] O. Beaumont, L. Eyraud-Dubois, M. Vérité and J. Langou, "I/O-optimal algorithms for symmetric linear algebra kernels",
+   SPAA 2022, arXiv:2202.10217 (algorithm LBC is the third order).
+.. [2] G. Ballard, J. Demmel, O. Holtz and O. Schwartz, "Communication-optimal parallel and sequential Cholesky decomposition",
+   SIAM J. Sci. Comput. 32 (2010).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from pycauset.devices.rates import Rates
+from pycauset.drivers.blocked import BlockedPlan, host_level, predict_seconds, slot_bytes, tile_pieces, tile_sides
+from pycauset.drivers.matmul_plan import MatmulLimits
+from pycauset.drivers.triangle_blocks import layout, loads
+from pycauset.errors import MemoryLimitError
+from pycauset.tiling import ceil_div
+from pycauset.units import format_bytes
+
+__all__ = ["VARIANTS", "CholeskyPlan", "CholeskyProblem", "lower_bound", "plan_cholesky"]
+
+VARIANTS = ("left", "right", "triangle")
+#: Slots beside the block and the panel in use: tiles on their way in and out. The device waits without them.
+_IN_FLIGHT = 3
+#: A plan may move this much more than the bound, if it can choose.
+_SLACK = 1.10
+#: Seconds that the submitting thread takes for a task on a GPU (benchmarks/gpu_matmul_pinned.py).
+_HOST_SECONDS = 75e-6
+
+
+@dataclass(frozen=True, slots=True)
+class CholeskyProblem:
+    """The matrix to be factored, as the planner sees it.
+
+    ``unit`` is the multiple for tile sides that makes tiles whole chunks. ``slotless`` and ``hostless`` say whether tiles need no
+    device slots, or no host slots (both False: on disk); ``in_itemsize`` and ``out_itemsize`` are bytes of an element on disk where
+    the matrix comes from and where the factor goes.
+    """
+
+    n: int
+    dtype: np.dtype[Any]
+    unit: int = 1
+    slotless: bool = False
+    hostless: bool = False
+    in_itemsize: float = 8.0
+    out_itemsize: float = 8.0
+    grain: tuple[int, int] | None = None
+
+    @property
+    def flops(self) -> float:
+        """Real floating-point operations: n³/3, four times as many for complex numbers."""
+        return (4.0 if self.dtype.kind == "c" else 1.0) * self.n**3 / 3
+
+
+@dataclass(frozen=True, slots=True)
+class CholeskyPlan(BlockedPlan):
+    """The plan of a Cholesky factorisation.
+
+    Attributes
+    ----------
+    panel : int
+        Tile columns that are factored together before the rest is updated; all of them with ``variant="left"``.
+    capacity : int
+        Tiles that a resident block and its panel may take together in the updates of ``variant="triangle"``.
+    """
+
+    panel: int = 1
+    capacity: int = 1
+
+
+def lower_bound(n: float, fast: float) -> float:
+    """Fewest elements moved by a left-looking factorisation over square blocks: ``n³/(3√S)`` plus reading and writing the triangle.
+
+    Examples
+    --------
+    >>> lower_bound(1000, 10_000)
+    4334333.333333333
+    """
+    return n**3 / (3 * math.sqrt(fast)) + n * (n + 1)
+
+
+def task_counts(tiles: int) -> dict[str, int]:
+    """Kernels of each kind in a factorisation of ``tiles`` × ``tiles`` tiles, whatever the order.
+
+    Examples
+    --------
+    >>> task_counts(3)
+    {'potrf': 3, 'trsm': 3, 'rank_k': 3, 'gemm': 1}
+    """
+    pairs = tiles * (tiles - 1) // 2
+    return {"potrf": tiles, "trsm": pairs, "rank_k": pairs, "gemm": pairs * (tiles - 2) // 3}
+
+
+# -- bytes in closed form ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Moved:
+    """Elements loaded to the device and saved from it, those of them that come from the origin, and what the host level spares."""
+
+    loaded: int = 0
+    saved: int = 0
+    spared: int = 0
+
+    def __add__(self, other: _Moved) -> _Moved:
+        return _Moved(self.loaded + other.loaded, self.saved + other.saved, self.spared + other.spared)
+
+
+def _sizes(n: int, tile: int) -> list[int]:
+    return [min(tile, n - start) for start in range(0, n, tile)]
+
+
+def _triangle(sizes: list[int], first: int, last: int) -> int:
+    """Elements of the tiles (i, j) with first ≤ j ≤ i < last."""
+    below = total = 0
+    for size in reversed(sizes[first:last]):
+        below += size
+        total += size * below
+    return total
+
+
+def moved(plan: CholeskyPlan) -> _Moved:
+    """What a plan loads and saves."""
+    n, tile = plan.sizes[0], plan.tile[0]
+    sizes = _sizes(n, tile)
+    count = len(sizes)
+    if plan.variant == "right":
+        return _moved_right(sizes, plan.panel)
+    total = _Moved()
+    for first in range(0, count, plan.panel):
+        last = min(first + plan.panel, count)
+        total += _moved_panel(plan, sizes, first, last)
+        if last < count:
+            rest = _triangle(sizes, last, count)
+            rows = loads(layout(count - last, plan.capacity, last), plan.capacity, sizes)
+            total += _Moved(rest + rows * sum(sizes[first:last]), rest)
+    return total
+
+
+def _moved_panel(plan: CholeskyPlan, sizes: list[int], first: int, last: int) -> _Moved:
+    """Left-looking within tile columns ``first:last``."""
+    count = len(sizes)
+    height, width = plan.block
+    n = sum(sizes)
+    start = sum(sizes[:first])
+    total = _Moved()
+    done = start  # columns finished before the block
+    for j0 in range(first, last, width):
+        j1 = min(j0 + width, last)
+        cols = sum(sizes[j0:j1])
+        depth = done - start
+        below = n - done - cols
+        passes = ceil_div(count - j1, height)
+        corner = _triangle(sizes, j0, j1)
+        block = corner + below * cols
+        # The diagonal block needs its rows once, each block below its own, and the diagonal block's again.
+        total += _Moved(
+            block + cols * depth + below * depth + passes * (cols * depth + corner),
+            block,
+            passes * cols * min(depth, plan.host_keep * plan.tile[0]),
+        )
+        done += cols
+    return total
+
+
+def _moved_right(sizes: list[int], panel: int) -> _Moved:
+    count = len(sizes)
+    whole = _triangle(sizes, 0, count)
+    again = 0  # tiles that wait in the store from one panel to the next
+    for first in range(0, count, panel):
+        beyond = first + 2 * panel
+        if beyond < count:
+            again += _triangle(sizes, beyond, count)
+    return _Moved(whole + again, whole + again)
+
+
+# -- choosing ----------------------------------------------------------------------------------------------------------
+
+
+def predict(plan: CholeskyPlan, problem: CholeskyProblem, rates: Rates) -> CholeskyPlan:
+    """The plan with its bytes, seconds and memory filled in."""
+    p, es = problem, problem.dtype.itemsize
+    volume = moved(plan)
+    tile = min(plan.tile[0], p.n)
+    count = ceil_div(p.n, plan.tile[0])
+    whole = _triangle(_sizes(p.n, plan.tile[0]), 0, count)
+    kernels = task_counts(count)
+    unit = (4.0 if p.dtype.kind == "c" else 1.0) * tile**3
+    work = {"potrf": unit / 3, "trsm": unit, "rank_k": unit, "gemm": 2 * unit}
+    each = {name: rates.compute(flops, name) for name, flops in work.items()}
+    scale = p.flops / max(sum(kernels[name] * work[name] for name in kernels), 1.0)  # ragged tiles do less
+    compute = scale * sum(kernels[name] * each[name] for name in kernels)
+    # Every element comes from the origin once, the rest from where the factor goes.
+    upload = download = 0.0
+    read = 0.0 if p.slotless or p.hostless else whole * p.in_itemsize + (volume.loaded - whole - volume.spared) * p.out_itemsize
+    write = 0.0 if p.slotless or p.hostless else volume.saved * p.out_itemsize
+    if not plan.unified:
+        upload, download = volume.loaded * es, volume.saved * es
+    corner = 3 * (each["potrf"] + each["trsm"] + each["rank_k"])  # the last tiles have nobody to wait beside them
+    tasks = sum(kernels.values())
+    host = tasks * _HOST_SECONDS if not plan.unified else 0.0
+    one = slot_bytes(tile, tile, es)
+    host_bytes = plan.host_slots * plan.host_slot_bytes
+    seconds, stages = predict_seconds(
+        rates,
+        unified=plan.unified,
+        compute=max(compute, host),
+        upload=upload,
+        download=download,
+        disk_read=read,
+        disk_write=write,
+        first=0.0 if p.slotless else tile * tile * es,
+        last=0.0 if p.slotless else tile * tile * es,
+        stalls=corner,
+        host_bytes=host_bytes,
+    )
+    return replace(
+        plan,
+        upload=round(upload),
+        download=round(download),
+        disk_read=round(read),
+        disk_write=round(write),
+        seconds=seconds,
+        stages=stages,
+        device_bytes=0 if p.slotless else one * plan.slots[0],
+        host_bytes=host_bytes,
+        tasks=tasks,
+        flops=p.flops,
+    )
+
+
+def _shapes(variant: str, count: int, slots: int) -> Iterator[tuple[tuple[int, int], int, int]]:
+    """Block, panel and capacity of every plan worth a look, for ``count`` tile rows and ``slots`` tiles."""
+    room = slots - _IN_FLIGHT
+    if variant == "right":
+        if count * (count + 1) // 2 <= slots:
+            yield (count, count), count, slots
+            return
+        panel = room // (2 * count)
+        if panel > 0:
+            yield (count, panel), panel, slots
+        return
+    most = max(0, (math.isqrt(4 * room - 3) - 1) // 2) if room > 0 else 0  # w² + w + 1 tiles
+    if count * (count + 1) // 2 + 1 <= room:
+        most = count
+    if not most:
+        return
+    splits = sorted({ceil_div(count, blocks) for blocks in range(1, count + 1) if ceil_div(count, blocks) <= most}, reverse=True)
+    for width in splits[:6]:
+        # Rows need not match columns: what is left of the slots makes blocks taller.
+        height = max(1, min(count, (room - 1) // (width + 1)))
+        if variant == "left":
+            yield (height, width), count, slots
+        else:
+            for panels in range(2, min(count, 4 * ceil_div(count, width)) + 1):
+                panel = ceil_div(count, panels)
+                yield (height, min(width, panel)), panel, room
+
+
+def candidates(
+    p: CholeskyProblem, limits: MatmulLimits, rates: Rates, unified: bool, piece: int, variant: str
+) -> Iterator[CholeskyPlan]:
+    """Every plan of a variant that fits the limits."""
+    es = p.dtype.itemsize
+    fast = max(limits.device, 1) / es
+    bound = lower_bound(p.n, fast) * es
+    wanted = (1024, 512, 2048, 256) if unified else (2048, 4096, 1024, 3072, 512)
+    for side in tile_sides(p.n, p.unit, (*wanted, round(math.sqrt(fast) / 8))):
+        count = ceil_div(p.n, side)
+        one = slot_bytes(min(side, p.n), min(side, p.n), es)
+        slots = limits.device // one if not p.slotless else count * count + 8
+        slots = min(slots, count * (count + 1) // 2 + count + 8)
+        for block, panel, capacity in _shapes(variant, count, slots):
+            plan = CholeskyPlan(
+                unified, (p.n,), p.dtype.name, (side, side), block, (slots,), variant, bound=bound, panel=panel, capacity=capacity
+            )
+            if not unified and not p.hostless:
+                pieces = tile_pieces(min(side, p.n), min(side, p.n), p.grain, piece, es)
+                level = host_level((pieces,), (2 * (block[0] + 2),), limits.host, piece)
+                if level is None:
+                    continue
+                keep = _host_keep(plan, level.spare // pieces, rates)
+                plan = replace(
+                    plan, host_keep=keep, host_slots=level.slots + keep * block[1] * pieces, host_slot_bytes=level.slot_bytes
+                )
+            yield predict(plan, p, rates)
+
+
+def _host_keep(plan: CholeskyPlan, spare: int, rates: Rates) -> int:
+    """How many finished tile columns of a block's rows stay in host slots from one block below it to the next."""
+    if plan.variant == "right" or (1 if rates.pin == math.inf else 2) * rates.pin < rates.read:
+        return 0
+    return max(0, min(spare // plan.block[1], plan.panel - plan.block[1]))
+
+
+def plan_cholesky(
+    problem: CholeskyProblem,
+    limits: MatmulLimits,
+    rates: Rates,
+    *,
+    unified: bool,
+    piece: int = 8 << 20,
+    variant: str | None = None,
+) -> CholeskyPlan:
+    """Choose variant, tiles and blocks.
+
+    Each variant offers its fastest plan among those near its fewest bytes; of the variants the one that moves the fewest bytes is
+    taken, and the fastest of equals.
+
+    Parameters
+    ----------
+    problem : CholeskyProblem
+    limits : MatmulLimits
+        Bytes that slots may take.
+    rates : Rates
+        The machine.
+    unified : bool
+        Whether kernels work on host slots.
+    piece : int
+        Bytes of the largest piece that travels between store and host slot.
+    variant : {"left", "right", "triangle"}, optional
+        Take this one.
+
+    Raises
+    ------
+    MemoryLimitError
+        If no plan fits; the message says what the smallest one needs.
+    """
+    offers = []
+    for name in VARIANTS if variant is None else (variant,):
+        plans = list(candidates(problem, limits, rates, unified, piece, name))
+        if plans:
+            fewest = min(_volume(plan) for plan in plans)
+            near = [plan for plan in plans if _volume(plan) <= max(_SLACK * fewest, 1.0)]
+            offers.append(min(near, key=lambda plan: (plan.seconds, _volume(plan))))
+    if not offers:
+        raise MemoryLimitError(_refusal(problem, limits, unified, piece, variant))
+    return min(offers, key=lambda plan: (_volume(plan), plan.seconds))
+
+
+def _volume(plan: CholeskyPlan) -> int:
+    """Bytes over the link that feeds the device; over the disk too, where there are two links."""
+    return plan.link_bytes + (0 if plan.unified else plan.disk_read + plan.disk_write)
+
+
+def _refusal(p: CholeskyProblem, limits: MatmulLimits, unified: bool, piece: int, variant: str | None) -> str:
+    side = min(p.unit, p.n)
+    need = slot_bytes(side, side, p.dtype.itemsize) * (3 + _IN_FLIGHT)
+    where = "memory=" if unified else "gpu_memory="
+    text = (
+        f"a Cholesky factorisation of order {p.n} in {p.dtype} needs at least {format_bytes(need)} for its smallest tiles "
+        f"({side} × {side}), but {where} leaves {format_bytes(limits.device)}"
+    )
+    if variant is not None:
+        text += f" (variant={variant!r} may need more: leave it out)"
+    if not unified and not p.hostless:
+        text += f", and memory= leaves {format_bytes(limits.host)} for host slots of {format_bytes(piece)}"
+    return text + "; raise the limit, or store the matrix in smaller chunks"
