@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import threading
 
 import numpy as np
 import pytest
@@ -112,7 +113,7 @@ def small_limit(n: int, m: int, itemsize: int) -> int:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_solve(device, dtype, side, uplo, op):
     rng = np.random.default_rng(40)
-    for (n, m), unit in itertools.product([(101, 67), (64, 128), (131, 1)], (False, True)):
+    for n, m, unit in [(101, 67, False), (101, 67, True), (64, 128, False), (131, 1, True)]:
         stored, exact = triangular(rng, n, dtype, uplo, unit)
         b = random_matrix(rng, (n, m) if side == "L" else (m, n), dtype)
         alpha = 0.5 - 2j if np.dtype(dtype).kind == "c" else -0.75
@@ -237,7 +238,7 @@ def test_inverse(device, dtype, uplo):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_product(device, dtype, side, uplo, op):
     rng = np.random.default_rng(45)
-    for (n, m), unit in itertools.product([(101, 67), (64, 128), (131, 1)], (False, True)):
+    for n, m, unit in [(101, 67, False), (101, 67, True), (64, 128, False), (131, 1, True)]:
         stored, exact = triangular(rng, n, dtype, uplo, unit)
         b = random_matrix(rng, (n, m) if side == "L" else (m, n), dtype)
         alpha = 0.5 - 2j if np.dtype(dtype).kind == "c" else -0.75
@@ -287,6 +288,101 @@ def test_inverse_of_a_positive_definite_matrix(device, place):
     a = exact @ exact.conj().T
     g = np.tril(g) + np.tril(g, -1).conj().T
     assert np.abs(a @ g - np.eye(120)).max() < 30 * 120 * np.finfo("float64").eps * np.abs(a).max() * np.abs(g).max()
+
+
+# ---- interrupted ----------------------------------------------------------------------------------------------------
+
+
+class Journal:
+    """A journal in memory: a tile is written when all its pieces are there, then it is on record."""
+
+    def __init__(self, store) -> None:
+        self.store, self.lock = store, threading.Lock()
+        self.generations: dict[Rect, int] = {}
+        self.pieces: dict[tuple[Rect, int], list[tuple[Rect, np.ndarray]]] = {}
+        self.flushed = 0
+
+    def generation(self, tile: Rect) -> int:
+        return self.generations.get(tile, 0)
+
+    def write(self, tile: Rect, generation: int, part: Rect, data: np.ndarray) -> None:
+        with self.lock:
+            pieces = self.pieces.setdefault((tile, generation), [])
+            pieces.append((part, data.copy()))
+            if sum(rect.size for rect, _ in pieces) == tile.size:
+                for rect, piece in pieces:
+                    self.store.write(rect, piece)
+                assert generation > self.generation(tile)
+                self.generations[tile] = generation
+
+    def flush(self) -> None:
+        self.flushed += 1
+
+
+class Crash(Exception):  # noqa: N818 - not an error of the package
+    """The power is gone."""
+
+
+def crashing(device, after: int):
+    """The device, which fails at one of its tasks."""
+    left = itertools.count(after, -1)
+
+    def fragile(kernel):
+        def call(*arguments):
+            if next(left) == 0:
+                raise Crash
+            return kernel(*arguments)
+
+        return call
+
+    device.kernels = {name: fragile(kernel) for name, kernel in device.kernels.items()}
+    return device
+
+
+def journalled(kind: str, arrays, out, journal, in_place: bool):
+    t, b = (Hidden(x, chunks=(16, 16)) for x in arrays)
+    options = {"journal": journal}
+    if kind == "solve":
+        return TriangularSolveDriver(t, out, F64, origin=None if in_place else b, op="T", alpha=0.5, **options)
+    if kind == "product":
+        return TriangularProductDriver(t, b, out, F64, **options)
+    return (TriangularInverseDriver if kind == "inverse" else TriangularGramDriver)(t, out, F64, **options)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("kind", ["solve", "solve in place", "product", "inverse", "gram"])
+def test_an_interrupted_run_goes_on_to_the_same_bits(device, kind):
+    rng = np.random.default_rng(48)
+    kind, _, in_place = kind.partition(" ")
+    stored, exact = triangular(rng, 140, "float64", "L")
+    b = random_matrix(rng, exact.shape, "float64")
+    limits, rates = MatmulLimits(18 * 4096, GENEROUS), Rates(PROFILE, device, F64)
+    results = []
+    for crashes in (0, 6):
+        array = b.copy() if in_place else np.full_like(b, np.nan)
+        out = Hidden(array, chunks=(16, 16))
+        journal = Journal(out)
+        plan = journalled(kind, (stored, b), out, journal, bool(in_place)).plan(DEVICES[device](), limits, rates)
+        stops = [int(rng.integers(1, plan.tasks // (crashes - 1))) for _ in range(crashes)] + [10**9]
+        reused = []
+        for stop in stops:
+            driver = journalled(kind, (stored, b), out, journal, bool(in_place))
+            with fresh_governor().scope(owner="a test") as scope:
+                options = {"host_slots": plan.host_slots, "host_slot_bytes": plan.host_slot_bytes}
+                try:
+                    with (
+                        watchdog(),
+                        AsyncStreamer(crashing(DEVICES[device](), stop), driver.operands(plan), scope, **options) as run,
+                    ):
+                        run.run(driver.tasks(plan))
+                        reused.append(run.statistics().reused)
+                except Crash:
+                    journal.pieces.clear()  # what was on its way is lost
+        if crashes:
+            assert reused[-1] > 0
+        assert journal.flushed
+        results.append(array)
+    assert np.array_equal(*results, equal_nan=True)
 
 
 # ---- schedules ------------------------------------------------------------------------------------------------------
