@@ -3,7 +3,8 @@
 There are two shapes of device. On a *unified* one kernels work on host memory, so that a tile travels
 store → host slot → kernel → store. On the other kind it travels store → host slot → device slot → kernel and back.
 A kernel is a method of its device's kernel table, called as ``kernel(reads, writes, params, lane)`` with views as the
-device makes them; the table is the one place to add a kernel for that device.
+device makes them; the table is the one place to add a kernel for that device. A kernel that fails raises, or, where its
+outcome is known only once the job is complete, returns a function that raises then.
 """
 
 from __future__ import annotations

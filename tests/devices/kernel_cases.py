@@ -110,6 +110,23 @@ def triangle(rng: np.random.Generator, n: int, dtype: str, uplo: str, unit: bool
 # ---- what kernels must do ------------------------------------------------------------------------------------------------
 
 
+def rank_k_updates(
+    run: Run, rng: np.random.Generator, n: int, k: int, dtype: str, op: str, uplo: str, beta: float, pad: int = 0
+) -> None:
+    """``op`` "T" or "H" of the second factor; the other triangle of C is neither read nor written, nor C itself if beta is 0."""
+    a = tile(rng, random(rng, (n, k), dtype), pad)
+    kept = TRIANGLE[uplo](np.ones((n, n), bool))
+    before = random(rng, (n, n), dtype)
+    if op == "H":
+        np.fill_diagonal(before, before.diagonal().real)
+    c = tile(rng, np.where(kept & (beta != 0), before, np.array(np.nan, dtype)), pad)
+    checked(run, "rank_k", [a, *([c] if beta else [])], [c], (-0.5, beta, "N", op == "H", False, uplo))
+    exact = -0.5 * wide(a.array) @ OP[op](wide(a.array)) + beta * wide(before)
+    assert np.isnan(c.array[~kept]).all()
+    error = np.where(kept, c.array - exact, 0)
+    assert ratio(error, size(exact) + size(before), k + 1, dtype) < 30
+
+
 def potrf_factors(run: Run, rng: np.random.Generator, n: int, dtype: str, lower: bool, pad: int = 0) -> None:
     a = positive_definite(rng, n, dtype)
     keep = TRIANGLE["L" if lower else "U"]

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pycauset.devices.blas import gemm, rank_k
+from pycauset.devices.blas import gemm, rank_k, trmm, trsm
 
 DTYPES = ("float32", "float64", "complex64", "complex128")
 OP = {"N": lambda x: x, "T": lambda x: x.T, "H": lambda x: x.conj().T}
@@ -78,6 +78,30 @@ def test_a_tile_that_is_not_row_major_is_refused(which):
     tiles[which] = np.ones((4, 8))[:, ::2]
     with pytest.raises(ValueError, match="not row-major"):
         gemm(*tiles)
+
+
+@pytest.mark.parametrize("routine", [trsm, trmm])
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_triangle_or_a_right_hand_side_that_is_not_row_major_is_refused(routine, which):
+    tiles = [np.ones((4, 4)) for _ in range(2)]
+    tiles[which] = np.ones((4, 8))[:, ::2]
+    with pytest.raises(ValueError, match="not row-major"):
+        routine(*tiles)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("flags", list(itertools.product("LR", "LU", "NTH", [False, True])), ids=str)
+def test_trsm_undoes_trmm(dtype, flags):
+    side, uplo, op, unit = flags
+    rng = np.random.default_rng()
+    t = np.eye(13, dtype=dtype) * 2 + padded(rng, (13, 13), dtype, 0)[0] / 30
+    x, around = padded(rng, (13, 7) if side == "L" else (7, 13), dtype, 3)
+    before, outside = x.copy(), around.copy()
+    trmm(t, x, side=side, uplo=uplo, op=op, unit=unit, alpha=2.0)
+    trsm(t, x, side=side, uplo=uplo, op=op, unit=unit, alpha=0.5)
+    assert close(x, before, 13)
+    x[...] = before
+    assert np.array_equal(around, outside), "something outside the tile has changed"
 
 
 def test_other_threads_run_during_a_call():

@@ -23,6 +23,20 @@ def run(name, reads, writes, params):
     assert KERNELS[name]([t.array for t in reads], [t.array for t in writes], params, None) is None
 
 
+@given(
+    orders,
+    st.integers(1, 40),
+    dtypes,
+    st.sampled_from("TH"),
+    st.sampled_from("LU"),
+    st.sampled_from([0.0, 1.0, -2.0]),
+    pads,
+    seeds,
+)
+def test_rank_k(n, k, dtype, op, uplo, beta, pad, seed):
+    cases.rank_k_updates(run, np.random.default_rng(seed), n, k, dtype, op, uplo, beta, pad)
+
+
 @given(orders, dtypes, st.booleans(), pads, seeds)
 def test_potrf(n, dtype, lower, pad, seed):
     cases.potrf_factors(run, np.random.default_rng(seed), n, dtype, lower, pad)

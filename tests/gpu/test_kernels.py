@@ -143,6 +143,14 @@ def test_fill_identity(run, rng, dtype, value):
 
 
 @pytest.mark.parametrize("dtype", cases.DTYPES)
+@pytest.mark.parametrize("op", ["T", "H"])
+@pytest.mark.parametrize("uplo", ["L", "U"])
+def test_rank_k(run, rng, dtype, op, uplo):
+    for (n, k), pad, beta in itertools.product([(1, 1), (33, 70), (300, 217)], (0, 5), (0.0, 1.0, -2.0)):
+        cases.rank_k_updates(run, rng, n, k, dtype, op, uplo, beta, pad)
+
+
+@pytest.mark.parametrize("dtype", cases.DTYPES)
 @pytest.mark.parametrize("hermitian", [False, True])
 def test_rank_k_is_mirrored_at_the_end(run, rng, dtype, hermitian):
     for n, pad in itertools.product((1, 33, 300), (0, 5)):
