@@ -64,6 +64,8 @@ class CholeskyDriver(BlockedDriver):
         Keeps track of finished tiles.
     """
 
+    plan_type = CholeskyPlan
+
     def __init__(
         self,
         a: TileStore,

@@ -1,0 +1,180 @@
+"""The AutoSolver for blocked algorithms (Cholesky, triangular solves, …): choose device and plan, run it, resume it.
+
+Where everything lies in RAM one library call may do (*in core*); else the driver is streamed on the CPU or the GPU, whichever the
+model says is faster. A run with a journal goes on by the plan and on the device that the journal names.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pycauset import config, devices
+from pycauset.devices.audit import load_profile
+from pycauset.devices.base import Device
+from pycauset.drivers.blocked import BlockedPlan
+from pycauset.errors import BackendError, DeviceError, MemoryLimitError, PycausetWarning
+from pycauset.solver.routes import Route, _refuse, _streamed
+from pycauset.solver.run import Limits, clean_stop, operation_limits, record_statistics, run_streamed
+
+__all__ = ["BlockedOperation", "routes", "run"]
+
+
+@dataclass(slots=True)
+class BlockedOperation:
+    """One operation on its way to a device.
+
+    Attributes
+    ----------
+    name : str
+        For errors, progress bars and journals: ``"cholesky"``.
+    driver : CholeskyDriver or another of its face
+    flops : float
+        Real floating-point operations.
+    memory, gpu_memory : int, str or None
+        The operation's limits.
+    result_bytes : int
+        Bytes of a result in RAM, which has its ticket already and counts under ``memory``.
+    progress : bool, callable or None
+    in_core : callable, optional
+        Does the whole operation by library calls on arrays in RAM.
+    in_core_seconds : float
+        What that takes.
+    repeatable : bool
+        Whether it can start over after a failure half-way: nothing is overwritten that it reads.
+    """
+
+    name: str
+    driver: Any
+    flops: float
+    memory: Any = None
+    gpu_memory: Any = None
+    result_bytes: int = 0
+    progress: Any = None
+    in_core: Callable[[], None] | None = None
+    in_core_seconds: float = 0.0
+    repeatable: bool = True
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """What kernels compute in."""
+        dtype: np.dtype[Any] = self.driver.dtype
+        return dtype
+
+
+def routes(operation: BlockedOperation) -> tuple[tuple[Route, ...], Limits]:
+    """Every route with its predicted seconds, the fastest first, and the limits they keep."""
+    backend = config.get("backend")
+    profile = load_profile()
+    cold = devices.gpu_is_cold()
+    fastest = operation.flops / profile.gemm_rate("cpu", operation.dtype.name, 1000.0)
+    gpu: Device | None = None
+    # Nothing starts CUDA for work that the CPU finishes sooner than CUDA starts.
+    if backend != "cpu" and profile.gpu is not None and (backend == "gpu" or not cold or fastest > profile.gpu.start_seconds):
+        gpu = devices.pretended_gpu(profile, operation.dtype) or devices.gpu()
+    limits = operation_limits(operation.memory, operation.gpu_memory, result=operation.result_bytes)
+    found: list[Route] = []
+    if operation.in_core is not None and backend != "gpu":
+        found.append(Route("LAPACK in core", "cpu", False, operation.in_core_seconds))
+    best = min((route.seconds for route in found), default=float("inf"))
+    if backend != "gpu" and operation.in_core is None:
+        found.append(
+            _streamed(
+                "streamed LAPACK", devices.cpu(), operation.driver, profile, operation.dtype, limits, operation.flops, 0.0, best
+            )
+        )
+    if gpu is not None and profile.gpu is not None:
+        start = profile.gpu.start_seconds if cold else 0.0
+        best = min((route.seconds for route in found), default=float("inf")) if backend == "auto" else float("inf")
+        found.append(
+            _streamed("streamed cuSOLVER", gpu, operation.driver, profile, operation.dtype, limits, operation.flops, start, best)
+        )
+    elif backend == "gpu":
+        found.append(_refuse("CuPy", "gpu", "there is no usable GPU; call pycauset.cuda.info() for the reason"))
+    return tuple(sorted(found, key=lambda route: route.seconds)), limits
+
+
+def choose(operation: BlockedOperation) -> tuple[Route, tuple[Route, ...], Limits]:
+    """The route to take, all routes, and the limits.
+
+    Raises
+    ------
+    MemoryLimitError, BackendError
+        If no route can be taken; the message gives each one's reason.
+    """
+    found, limits = routes(operation)
+    best = found[0]
+    if best.refused:
+        reasons = "; ".join(f"{route.name}: {route.refused}" for route in found)
+        kind = MemoryLimitError if any("memory" in route.refused for route in found) else BackendError
+        raise kind(f"{operation.name} has no way through: {reasons}")
+    return best, found, limits
+
+
+def run(operation: BlockedOperation, journal: Any = None) -> BlockedPlan | None:
+    """Do it. Returns the plan that was followed, None for an in-core call.
+
+    Parameters
+    ----------
+    operation : BlockedOperation
+    journal : Journal, optional
+        Its plan is followed, if it has one; else it is told which plan and device were chosen.
+    """
+    with clean_stop():
+        if journal is not None and journal.plan is not None:
+            kind = journal.plan["device"]
+            plan = operation.driver.plan_type.from_json(journal.plan["plan"])
+            limits = operation_limits(operation.memory, operation.gpu_memory, result=operation.result_bytes)
+            _stream(operation, _device(kind, operation.name), plan, limits)
+            return plan  # type: ignore[no-any-return]
+        best, found, limits = choose(operation)
+        if not best.streamed:
+            assert operation.in_core is not None
+            with limits.scope(operation.name):
+                operation.in_core()
+            record_statistics(None)
+            return None
+        if journal is not None:
+            journal.begin({"device": best.device, "plan": best.plan.to_json()})  # type: ignore[union-attr]
+        try:
+            _stream(operation, _device(best.device, operation.name), best.plan, limits)
+        except DeviceError as error:
+            spare = [route for route in found if route.device == "cpu" and not route.refused]
+            if best.device != "gpu" or not spare or not operation.repeatable or journal is not None:
+                raise
+            warnings.warn(
+                f"the GPU failed ({error}); {operation.name} is computed again on the CPU", PycausetWarning, stacklevel=4
+            )
+            if not spare[0].streamed:
+                assert operation.in_core is not None
+                operation.in_core()
+            else:
+                _stream(operation, devices.cpu(), spare[0].plan, limits)
+        return best.plan  # type: ignore[return-value]
+
+
+def _device(kind: str, operation: str) -> Device:
+    found = devices.cpu() if kind == "cpu" else devices.gpu()
+    if found is None:
+        raise DeviceError(f"{operation} was begun on a GPU, and there is none now; start over on the CPU, or bring the GPU back")
+    return found
+
+
+def _stream(operation: BlockedOperation, where: Device, plan: Any, limits: Limits) -> None:
+    driver = operation.driver
+    with limits.scope(operation.name) as scope:
+        run_streamed(
+            where,
+            driver,
+            plan,
+            scope,
+            operation.name,
+            operation.flops,
+            operation.progress,
+            readers=driver.readers(where),
+            writers=driver.writers(where),
+        )
