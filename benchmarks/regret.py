@@ -1,9 +1,12 @@
 """The model's regret: time of the route that the solver chooses over the time of the best route.
 
-Square products of arrays in RAM, from 64 to 8192 (4096 without a GPU), in all four element types. Every route that can
-run does: np.matmul, in core and streamed on each device, whatever the model thinks of it. Times are medians of at
-least five rounds, in which the routes take turns; a route whose first run takes over three times the best one's cannot
-be the best, and is not repeated.
+Square products of arrays in RAM, from 64 to 8192 (4096 without a GPU), in all four element types, through
+``solver.multiply`` as users reach it: planning is in every time. Every route that can run does, whatever the model thinks
+of it: in core and streamed on each device, and ``np.matmul`` itself where the solver leaves small products to it. Each
+route runs once to warm up. Then the solver is asked which one it would take, in the situation that is measured: CUDA is
+awake and pinned memory that earlier runs left is there, as for the second product of any process. Times are medians of at
+least five rounds in which the routes take turns; a route that took over four times as long as the best, twice in a row,
+cannot be the best and is left out of the rounds, unless it is the chosen one. Each route's prediction stands beside it.
 """
 
 from __future__ import annotations
@@ -11,26 +14,23 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from report import Report, parser, warm_up
 
 from pycauset import devices
-from pycauset.devices.audit import load_profile
-from pycauset.devices.rates import Rates
-from pycauset.drivers.matmul_plan import MatmulLimits
-from pycauset.errors import MemoryLimitError
-from pycauset.governor import governor
-from pycauset.solver import Factor, execute, is_small, layout_of
-from pycauset.solver.routes import Route, SolverPlan
+from pycauset.solver import Factor, SolverPlan, is_small, multiply, plan
 from pycauset.storage import aligned_empty, as_store
 from pycauset.units import format_seconds
 
 BAR_MEDIAN, BAR_WORST = 1.10, 1.5
 DTYPES = ("float32", "float64", "complex64", "complex128")
+SIZES = (64, 128, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 8192)
 DIRECT = "np.matmul"
+_CLEARLY_SLOWER = 4.0
+#: NumPy's and SciPy's BLAS have threads of their own, which spin for some 20 ms after a call and slow down the next route.
+_PAUSE = 0.025
 
 
 class Problem:
@@ -44,78 +44,63 @@ class Problem:
         self.result[...] = 0
         self.a, self.b = (Factor(as_store(array)) for array in self.arrays)
         self.out = as_store(self.result)
-        self.layout = layout_of(self.a, self.b)
-        self.solution, self.driver = execute._plan(
-            self.a, self.b, self.layout, self.out, new_output=False, host=None, device=None
-        )
 
     def _random(self, rng: np.random.Generator) -> Any:
         array = rng.random((self.n, self.n), np.float32).astype(self.dtype)
         return np.ascontiguousarray(array + 1j * array.T) if self.dtype.kind == "c" else array
 
-    @property
-    def chosen(self) -> str:
-        return DIRECT if is_small(self.n, self.n, self.n) else self.solution.route.name
+    def solution(self) -> SolverPlan:
+        """What the solver knows about every route, now."""
+        return plan("matmul", self.a, self.b, out=self.out, thorough=True)
 
     def routes(self) -> dict[str, Callable[[], object]]:
         calls: dict[str, Callable[[], object]] = {}
         if is_small(self.n, self.n, self.n):
             calls[DIRECT] = lambda: np.matmul(self.arrays[0], self.arrays[1], out=self.result)
-        for route in self.solution.routes:
-            ready = self._planned(route)
-            if ready is not None:
-                calls[route.name] = lambda ready=ready: self._run(ready)
+        for route in self.solution().routes:
+            if not route.refused:
+                calls[route.name] = lambda name=route.name: multiply(self.a, self.b, out=self.out, route=name, progress=False)
         return calls
 
-    def _planned(self, route: Route) -> Route | None:
-        """The route, with the plan that the model did not bother to make; None if it cannot run."""
-        if route.refused or not route.streamed or route.plan is not None:
-            return None if route.refused else route
-        device = devices.cpu() if route.device == "cpu" else devices.gpu()
-        if device is None:
-            return None
-        held = governor()
-        host = held.available("host")
-        limits = MatmulLimits(host) if device.unified else MatmulLimits(held.available("device") // 2, min(host, 1 << 30))
-        try:
-            plan = self.driver.plan(device, limits, Rates(load_profile(), route.device, self.dtype, {"ram"}))
-        except MemoryLimitError:
-            return None
-        return replace(route, plan=plan)
-
-    def _run(self, route: Route) -> None:
-        solution: SolverPlan = self.solution
-        execute._take(route, self.a, self.b, self.layout, self.out, self.driver, solution, None, None, 1.0, 0.0, False)
+    def chosen(self) -> str:
+        """The route that ``pycauset.matmul`` takes now."""
+        if is_small(self.n, self.n, self.n):
+            return DIRECT
+        return plan("matmul", self.a, self.b, out=self.out).route.name
 
 
-def measure(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    first: dict[str, float] = {}
-    for name, call in calls.items():
-        call()  # what the first call of a route pays for is not the route's
-        first[name] = timed(call, 1)
-    best = min(first.values())
-    times = {name: [seconds] for name, seconds in first.items()}
-    for _ in range(repeats):
-        for name, call in calls.items():
-            if first[name] <= 3 * best:
-                times[name].append(timed(call, max(1, int(2e-3 / first[name]))))
-    return {name: found[1:] or found for name, found in times.items()}
-
-
-def timed(call: Callable[[], object], times: int) -> float:
-    # NumPy's and SciPy's BLAS have threads of their own, which spin for some 20 ms after a call and would slow down
-    # the next route.
-    time.sleep(0.05)
-    call()
+def timed(call: Callable[[], object], times: int = 1) -> float:
+    time.sleep(_PAUSE)
     start = time.perf_counter()
     for _ in range(times):
         call()
     return (time.perf_counter() - start) / times
 
 
+def measure(problem: Problem, repeats: int) -> tuple[str, SolverPlan, dict[str, list[float]], set[str]]:
+    """The chosen route, the predictions, each route's times, and the routes that were left out of the rounds."""
+    calls = problem.routes()
+    for call in calls.values():
+        call()  # what the first call of a route pays for is not the route's
+    chosen, solution = problem.chosen(), problem.solution()
+    # Two probes: a single one can fall on threads that are just waking up.
+    probe = {name: timed(call) for name, call in calls.items()}
+    for name, call in calls.items():
+        if probe[name] > _CLEARLY_SLOWER * min(probe.values()) and probe[name] < 0.2:
+            probe[name] = min(probe[name], timed(call))
+    fast = min(probe.values())
+    rounds = [name for name in calls if name == chosen or probe[name] <= _CLEARLY_SLOWER * fast]
+    times: dict[str, list[float]] = {name: [] for name in rounds}
+    for _ in range(repeats):
+        for name in rounds:
+            times[name].append(timed(calls[name], max(1, min(20, int(1e-3 / probe[name])))))
+    left_out = set(calls) - set(rounds)
+    return chosen, solution, times | {name: [probe[name]] for name in left_out}, left_out
+
+
 def main() -> int:
     made = parser(__doc__)
-    made.add_argument("--sizes", nargs="+", type=int, default=[64, 128, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 8192])
+    made.add_argument("--sizes", nargs="+", type=int, default=list(SIZES))
     made.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=DTYPES)
     made.add_argument("--repeats", type=int, default=5)
     options = made.parse_args()
@@ -125,22 +110,25 @@ def main() -> int:
     warm_up()
     if devices.gpu() is None:
         options.sizes = [n for n in options.sizes if n <= 4096]
-    report.line(f"{'n':>5} {'dtype':<11} {'regret':>6}  {'chosen':<15} medians of {options.repeats} (lowest to highest)")
+    report.line(f"medians of {options.repeats} (lowest to highest); ≈ what the model predicted; * chosen; (probe) clearly slower")
     regrets = []
     for dtype in options.dtypes:
         for n in options.sizes:
             problem = Problem(n, dtype)
-            times = measure(problem.routes(), options.repeats)
+            chosen, solution, times, left_out = measure(problem, options.repeats)
             medians = {name: statistics.median(found) for name, found in times.items()}
-            regret = medians[problem.chosen] / min(medians.values())
+            regret = medians[chosen] / min(medians.values())
             regrets.append(regret)
-            listed = "; ".join(
-                f"{name} {format_seconds(medians[name])} ({format_seconds(min(found))} to {format_seconds(max(found))})"
-                if len(found) > 1
-                else f"{name} {format_seconds(found[0])} (once)"
-                for name, found in times.items()
-            )
-            report.line(f"{n:>5} {dtype:<11} {regret:>6.3f}  {problem.chosen:<15} {listed}")
+            predicted = {route.name: route.seconds for route in solution.routes if not route.refused}
+            report.line(f"{n:>5} {dtype:<11} regret {regret:.3f}")
+            for name in sorted(medians, key=lambda name: medians[name]):
+                found = times[name]
+                spread = "(probe)" if name in left_out else f"({format_seconds(min(found))} to {format_seconds(max(found))})"
+                guess = f"≈ {format_seconds(predicted[name])}" if name in predicted else ""
+                ratio = f"{predicted[name] / medians[name]:5.2f}" if name in predicted else ""
+                mark = "*" if name == chosen else " "
+                report.line(f"    {mark} {name:<15} {format_seconds(medians[name]):>9} {guess:<12} {ratio:>5}  {spread}")
+            del problem
     report.line()
     report.bar("median regret", statistics.median(regrets), BAR_MEDIAN, at_least=False)
     report.bar("worst regret", max(regrets), BAR_WORST, at_least=False)

@@ -44,7 +44,7 @@ class Rates:
         self.kind = kind
         self.dtype = np.dtype(dtype)
         cpu, disk, gpu = profile.cpu, profile.disk, profile.gpu
-        on_disk = "disk" in set(places)
+        self.on_disk = on_disk = "disk" in set(places)
         self.read = disk.read_bandwidth if on_disk else cpu.copy_bandwidth_all
         self.write = disk.write_bandwidth if on_disk else cpu.copy_bandwidth_all
         if kind == "gpu":
@@ -64,7 +64,23 @@ class Rates:
     def key(self) -> tuple[object, ...]:
         """Equal for rates that predict the same."""
         device = self.profile.cpu if self.kind == "cpu" else self.profile.gpu
-        return self.kind, self.dtype.name, self.read, self.write, self.upload, self.download, self.pin, self.launch, id(device)
+        return (
+            self.kind,
+            self.dtype.name,
+            self.on_disk,
+            self.read,
+            self.write,
+            self.upload,
+            self.download,
+            self.pin,
+            self.launch,
+            id(device),
+        )
+
+    def stores(self, read: float, written: float) -> float:
+        """Seconds that stores take for so many bytes: a disk serves reads and writes in turn, memory at the same time."""
+        back, forth = read / self.read, written / self.write
+        return back + forth if self.on_disk else max(back, forth)
 
     def compute(self, flops: float, kernel: str = "gemm") -> float:
         """Seconds of one kernel of ``flops`` floating-point operations."""

@@ -204,7 +204,7 @@ def predict(plan: MatmulPlan, rates: Rates) -> MatmulPlan:
         ("compute", compute),
         ("upload", 0.0 if plan.unified else up),
         ("download", 0.0 if plan.unified else down),
-        ("disk", disk_read / rates.read + disk_write / rates.write),
+        ("disk", rates.stores(disk_read, disk_write)),
     ]
     seconds = max(s for _, s in stages)
     seconds += ends_seconds(p, plan, rates, disk_read > 0, disk_write > 0, unified=plan.unified)

@@ -283,7 +283,7 @@ def _rough(p: MatmulProblem, shape: _Shape, rates: Rates, unified: bool) -> tupl
         return (a * (not free[0]) + b * (not free[1]) + c_in * (not free[2])) * es, c * es * (not free[2])
 
     read, written = stored(p.slotless if unified else p.hostless)
-    seconds = max(compute, read / rates.read + written / rates.write)
+    seconds = max(compute, rates.stores(read, written))
     if unified:
         return read + written, seconds + ends_seconds(p, shape, rates, read > 0, written > 0, unified=True)
     slow = [es / (STRIDED_COPY if here else 1.0) for here in p.hostless]

@@ -39,6 +39,7 @@ class _Product:
     beta: complex = 0.0
     memory: int | None = None
     gpu_memory: int | None = None
+    route: str | None = None
 
     @property
     def flops(self) -> float:
@@ -69,9 +70,19 @@ def _nbytes(layout: Layout) -> int:
 
 
 def plan(
-    operation: str, a: Factor, b: Factor, *, out_on_disk: bool = False, memory: Any = None, gpu_memory: Any = None
+    operation: str,
+    a: Factor,
+    b: Factor,
+    *,
+    out: TileStore | None = None,
+    out_on_disk: bool = False,
+    memory: Any = None,
+    gpu_memory: Any = None,
+    thorough: bool = False,
 ) -> SolverPlan:
     """Predict an operation without running it; only ``"matmul"`` so far.
+
+    With ``thorough`` routes that cannot be the fastest are planned too: benchmarks compare them all.
 
     Raises
     ------
@@ -83,8 +94,12 @@ def plan(
     a, b = _row_major(a), _row_major(b)
     layout = layout_of(a, b)
     host, device = named_limit(memory, "memory"), named_limit(gpu_memory, "gpu_memory")
-    out = _Phantom(layout, not out_on_disk and _result_in_ram(layout, host))
-    return _plan(_Product(a, b, layout, out, fresh=True, memory=host, gpu_memory=device))[0]
+    fresh = out is None
+    if out is None:
+        out = _Phantom(layout, not out_on_disk and _result_in_ram(layout, host))
+    else:
+        layout = _check_out(a, b, out, layout)
+    return _plan(_Product(a, b, layout, out, fresh, memory=host, gpu_memory=device), thorough=thorough)[0]
 
 
 class _Phantom(ArrayStore):
@@ -106,7 +121,7 @@ def _result_in_ram(layout: Layout, host: int | None) -> bool:
     return _nbytes(layout) <= max(_SMALL_RESULT, governor().available("host") // 2)
 
 
-def _plan(product: _Product) -> tuple[SolverPlan, MatmulDriver]:
+def _plan(product: _Product, *, thorough: bool = False) -> tuple[SolverPlan, MatmulDriver]:
     backend = config.get("backend")
     profile = load_profile()
     layout = product.layout
@@ -131,6 +146,8 @@ def _plan(product: _Product) -> tuple[SolverPlan, MatmulDriver]:
         gpu_cold=gpu_cold,
         limits=product.limits(),
         backend=backend,
+        thorough=thorough,
+        only=product.route,
     )
     flops = driver.problem(devices.cpu()).flops
     return SolverPlan("matmul", layout, product.a.shape[1], routes, flops, backend), driver
@@ -146,8 +163,11 @@ def multiply(
     memory: Any = None,
     gpu_memory: Any = None,
     progress: Any = None,
+    route: str | None = None,
 ) -> TileStore:
     """``out = alpha a b + beta out``; without ``out`` a new store in RAM if the governor grants it, else in scratch.
+
+    ``route`` names one of ``plan(...).routes`` to take instead of the fastest, for comparisons.
 
     The store comes back committed. When anything fails it is discarded: nothing that looks finished stays.
 
@@ -165,7 +185,7 @@ def multiply(
         try:
             if out is not None:
                 out.begin_write()
-            _run(_Product(a, b, layout, target, out is None, alpha, beta, host, device), progress)
+            _run(_Product(a, b, layout, target, out is None, alpha, beta, host, device, route), progress)
             target.commit()
         except BaseException:
             target.discard()

@@ -11,11 +11,10 @@ the slowest counts, plus filling and draining the pipeline. The rule is strict: 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from pycauset.devices import kept_pinned_bytes
 from pycauset.devices.base import Device
 from pycauset.devices.rates import Place, Rates
 from pycauset.drivers.matmul import MatmulDriver
@@ -33,6 +32,10 @@ __all__ = ["Route", "SolverPlan", "in_memory", "matmul_routes"]
 
 #: Starting lanes and planning: what a streamed product costs before its first tile.
 _STREAM_START = {"cpu": 2e-3, "gpu": 20e-3}
+#: What one task costs the thread that submits it (measured on the H200's machine): it runs beside the stages.
+_SUBMIT = 4e-5
+#: Rate of copies between the GPU and whole arrays in ordinary memory, to that of the audit's small buffer (same place).
+_WHOLE_ARRAYS = 0.75
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,8 +157,13 @@ def matmul_routes(
     gpu_cold: bool,
     limits: Limits,
     backend: str,
+    thorough: bool = False,
+    only: str | None = None,
 ) -> tuple[Route, ...]:
-    """Every route with its predicted seconds, the fastest first."""
+    """Every route with its predicted seconds, the fastest first; ``thorough`` plans also what cannot be the fastest.
+
+    ``only`` is the one route that the caller is going to take: planned even if it cannot be the fastest.
+    """
     m, n = layout.shape
     k = a.shape[1]
     stores = (a.store, b.store)
@@ -191,11 +199,17 @@ def matmul_routes(
                 "cpu",
                 False,
                 seconds,
-                (("compute", flops * half), ("disk", disk_seconds))[:0],
                 host_bytes=loads + fresh,
             )
         )
-    best = min(route.seconds for route in routes)
+
+    def to_beat(name: str) -> float:
+        """Seconds that a streamed route must be able to reach to be worth planning."""
+        if thorough or only == name:
+            return float("inf")
+        return min((route.seconds for route in routes if backend in ("auto", route.device)), default=float("inf"))
+
+    best = to_beat("streamed NumPy")
     routes.append(_streamed("streamed NumPy", cpu, driver, profile, dtype, limits, flops * half, 0.0, best))
     if profile.gpu is not None and gpu is not None:
         start = profile.gpu.start_seconds if gpu_cold else 0.0
@@ -217,8 +231,8 @@ def matmul_routes(
                 )
             )
         else:
-            up = sum(profile.transfer_seconds("h2d", _elements(s) * size, gpu.reaches(s, dtype)) for s in stores)
-            down = profile.transfer_seconds("d2h", m * n * size, False)
+            up = sum(_copy_seconds(profile, "h2d", _elements(s) * size, gpu.reaches(s, dtype)) for s in stores)
+            down = _copy_seconds(profile, "d2h", m * n * size, False)
             compute = profile.gemm_seconds("gpu", dtype, m, n, k)
             routes.append(
                 Route(
@@ -231,13 +245,23 @@ def matmul_routes(
                     device_bytes=device_need,
                 )
             )
-        best = min((route.seconds for route in routes if backend in ("auto", route.device)), default=float("inf"))
+        best = to_beat("streamed CuPy")
         routes.append(_streamed("streamed CuPy", gpu, driver, profile, dtype, limits, flops * half, start, best))
     elif backend == "gpu":
         routes.append(_refuse("CuPy", "gpu", "there is no usable GPU; call pycauset.cuda.info() for the reason"))
     if backend != "auto":
         routes = [route for route in routes if route.device == backend]
+    if only is not None:
+        routes = [route for route in routes if route.name == only]
+        if not routes:
+            raise BackendError(f"there is no route {only!r} here; those of plan(...).routes can be named")
     return tuple(sorted(routes, key=lambda route: route.seconds))
+
+
+def _copy_seconds(profile: HardwareProfile, direction: Literal["h2d", "d2h"], nbytes: int, pinned: bool) -> float:
+    """Seconds of one copy of a whole array between host and GPU."""
+    seconds = profile.transfer_seconds(direction, nbytes, pinned)
+    return seconds if pinned or nbytes < 16 << 20 else seconds / _WHOLE_ARRAYS
 
 
 def _is_stored(store: TileStore) -> bool:
@@ -279,10 +303,10 @@ def _streamed(
         plan, temporary = _plan_beside_buffers(device, driver, limits, places, rates)
     except MemoryLimitError as error:
         return _refuse(name, device.kind, str(error))
-    seconds = plan.seconds + _STREAM_START[device.kind] + plan.tasks * 4e-5 * (not plan.unified) + start
+    seconds = max(plan.seconds, plan.tasks * _SUBMIT * (not plan.unified)) + _STREAM_START[device.kind] + start
     if not device.unified and profile.gpu is not None and not (places <= {"pinned"}):
         # Slabs are pinned as they are first used; what reads have to wait for is about the first gigabyte.
-        seconds += max(0, min(plan.host_bytes, 1 << 30) - kept_pinned_bytes()) / profile.gpu.pin_bandwidth
+        seconds += max(0, min(plan.host_bytes, 1 << 30) - limits.kept) / profile.gpu.pin_bandwidth
     host = temporary + (plan.device_bytes if plan.unified else plan.host_bytes)
     return Route(name, device.kind, True, seconds, plan.stages, host, 0 if plan.unified else plan.device_bytes, plan=plan)
 

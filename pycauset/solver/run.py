@@ -50,6 +50,8 @@ class Limits:
         The operation's own limits in bytes (argument or setting), None where there is none. A result in RAM is off already.
     reserve : int
         Host bytes that are kept out of ``host`` for what is not tiles; 0 without a limit.
+    kept : int
+        Pinned bytes that earlier runs left: what needs no pinning again.
     """
 
     host: int
@@ -58,6 +60,7 @@ class Limits:
     memory: int | None = None
     gpu_memory: int | None = None
     reserve: int = 0
+    kept: int = 0
 
     def scope(self, owner: str) -> Scope:
         """The governor's scope of an operation under these limits."""
@@ -86,18 +89,24 @@ def operation_limits(memory: Any = None, gpu_memory: Any = None, *, result: int 
     """
     host, device = named_limit(memory, "memory"), named_limit(gpu_memory, "gpu_memory")
     held = governor()
-    available, reserve = held.available("host"), 0
+    available, reserve = _steady(held.available("host")), 0
     if host is not None:
         host = max(host - result, 1)
         reserve = min(_HOST_RESERVE, host // 2)
         available = min(available, host - reserve)
-    vram = _gpu_bytes()
+    vram = _steady(_gpu_bytes())
     if device is not None:
         vram = min(vram, device) if vram else device
     from pycauset.devices.cupy import WORKSPACE_BYTES
 
-    pinned = min(available, held.available("pinned") + devices.kept_pinned_bytes())
-    return Limits(available, pinned, max(0, vram - WORKSPACE_BYTES), host, device, reserve)
+    kept = devices.kept_pinned_bytes()
+    pinned = min(available, held.available("pinned") + kept)
+    return Limits(available, pinned, max(0, vram - WORKSPACE_BYTES), host, device, reserve, kept)
+
+
+def _steady(free: int) -> int:
+    """Free memory without its last eighth of a percent or so: it moves all the time, and each figure makes a plan of its own."""
+    return free - free % (1 << max(0, free.bit_length() - 6))
 
 
 def _gpu_bytes() -> int:

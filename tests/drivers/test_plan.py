@@ -120,6 +120,14 @@ def test_bytes_stay_within_a_tenth_of_the_bound(kind, limit, m, n, k):
     assert plan.link_bytes >= 8 * (m * k + k * n + m * n)
 
 
+def counting(tried, name, real):
+    def counted(*arguments):
+        tried[name] += 1
+        return real(*arguments)
+
+    return counted
+
+
 @pytest.mark.parametrize("kind", ["cpu", "gpu"])
 @pytest.mark.parametrize("rank_k", [False, True])
 @pytest.mark.parametrize("unit", [1, 256, 1024])
@@ -129,12 +137,7 @@ def test_planning_tries_a_bounded_number_of_candidates(kind, rank_k, unit, n, li
     tried = {"predict": 0, "_fit": 0, "_steps_width": 0}
     for name in tried:
         home = matmul_cost if name == "_steps_width" else matmul_plan
-
-        def counted(*arguments, name=name, real=getattr(home, name)):
-            tried[name] += 1
-            return real(*arguments)
-
-        monkeypatch.setattr(home, name, counted)
+        monkeypatch.setattr(home, name, counting(tried, name, getattr(home, name)))
     problem = MatmulProblem(n, n, n, F64, units=(unit,) * 3, grain=((unit, unit),) * 3, rank_k=rank_k)
     matmul_plan._search(problem, MatmulLimits(limit, 4 * limit), rates(kind), kind == "cpu", max(unit * unit * 8, 4096))
     assert 0 < tried["predict"] <= 160
