@@ -11,9 +11,10 @@ import contextlib
 import itertools
 import math
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +34,7 @@ from pycauset.storage.direct import (
 )
 from pycauset.tiling import Rect, round_up
 
-__all__ = ["ChunkFormat", "read_chunk", "write_chunk"]
+__all__ = ["ChunkFormat", "Staged", "chunk_checksum", "read_chunk", "stage_chunk", "write_chunk"]
 
 _BITS_STEP: Final = 1 << 18  # elements unpacked at once: small enough for the allocator to reuse the same memory
 _CRC_BYTES: Final = 4
@@ -195,6 +196,27 @@ def _raw_rows(file: DirectFile, form: ChunkFormat, first: int, last: int) -> Ite
             _verify(file, buffer[end - start : end - start + _CRC_BYTES], crc)
 
 
+def chunk_checksum(path: str, form: ChunkFormat, *, direct: bool = True) -> int | None:
+    """The crc32c of a chunk file's elements as :func:`stage_chunk` gave it; ``None`` if the file is missing or damaged."""
+    try:
+        with DirectFile(path, os.O_RDONLY, direct=direct) as file:
+            if file.size() != form.file_bytes:
+                return None
+            buffer, crc, at = bounce_buffer(form.bounce_bytes), 0, 0
+            stored = b""
+            while at < form.file_bytes:
+                got = file.read(buffer[: min(buffer.size, round_up(form.file_bytes - at, ALIGNMENT))], at)
+                if got == 0:
+                    return None
+                payload = min(got, max(0, form.payload_bytes - at))
+                crc = crc32c(buffer[:payload], crc)
+                stored += buffer[payload:got].tobytes()
+                at += got
+            return crc if not form.checksum or int.from_bytes(stored, "little") == crc else None
+    except FileNotFoundError:
+        return None
+
+
 def _expect(file: DirectFile, got: int, wanted: int) -> None:
     if got < wanted:
         raise CorruptTileError(f"{file.path} ended {wanted - got} bytes early while being read; was it truncated just now?")
@@ -212,6 +234,17 @@ def _verify(file: DirectFile, stored: NDArray[np.uint8], computed: int) -> None:
 # --- writing -------------------------------------------------------------------------------------------------------
 
 
+class Staged(NamedTuple):
+    """What :func:`stage_chunk` wrote."""
+
+    direct: bool
+    """False when the file system refuses direct I/O."""
+    checksum: int
+    """crc32c of the elements in the file, zeros beyond the matrix's edge included."""
+    seconds: float
+    """Spent on the checksum."""
+
+
 def write_chunk(path: str, form: ChunkFormat, data: NDArray[Any], *, direct: bool = True) -> bool:
     """Replace a chunk file atomically; ``data`` may be smaller than the chunk (at the edge), zeros fill the rest.
 
@@ -221,20 +254,56 @@ def write_chunk(path: str, form: ChunkFormat, data: NDArray[Any], *, direct: boo
         False when the file system refuses direct I/O.
     """
     temporary = f"{path}.{os.getpid()}-{next(_temporary)}.tmp"
+    stays_direct = _write_file(temporary, form, data, direct, _Checksum() if form.checksum else None)
     try:
-        with DirectFile(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, direct=direct) as file:
-            straight = not form.packed and data.dtype == form.stored and data.shape[1] == form.shape[1] and rows_contiguous(data)
-            if not (straight and _write_straight(file, form, data)):
-                _write_steps(file, form, data)
         os.rename(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
-    return direct and not file.refused
+    return stays_direct
 
 
-def _write_straight(file: DirectFile, form: ChunkFormat, data: NDArray[Any]) -> bool:
+def stage_chunk(path: str, form: ChunkFormat, data: NDArray[Any], *, direct: bool = True) -> Staged:
+    """Write a chunk file under a name of its own, for somebody else to rename, and say its checksum."""
+    checksum = _Checksum()
+    stays_direct = _write_file(path, form, data, direct, checksum)
+    return Staged(stays_direct, checksum.value, checksum.seconds)
+
+
+class _Checksum:
+    """A crc32c as it grows over a file's elements."""
+
+    __slots__ = ("seconds", "value")
+
+    def __init__(self) -> None:
+        self.value, self.seconds = 0, 0.0
+
+    def add(self, data: NDArray[Any], zeros: int = 0) -> None:
+        """Append an array with contiguous rows, then ``zeros`` zero bytes."""
+        start = time.perf_counter()
+        self.value = crc32c_zeros(zeros, crc32c(data, self.value))
+        self.seconds += time.perf_counter() - start
+
+    def tobytes(self) -> bytes:
+        return self.value.to_bytes(_CRC_BYTES, "little")
+
+
+def _write_file(path: str, form: ChunkFormat, data: NDArray[Any], direct: bool, checksum: _Checksum | None) -> bool:
+    """Write all of a chunk file, or leave none; False when the file system refuses direct I/O."""
+    try:
+        with DirectFile(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, direct=direct) as file:
+            straight = not form.packed and data.dtype == form.stored and data.shape[1] == form.shape[1] and rows_contiguous(data)
+            if not (straight and _write_straight(file, form, data, checksum)):
+                _write_steps(file, form, data, checksum)
+            return direct and not file.refused
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        raise
+
+
+def _write_straight(file: DirectFile, form: ChunkFormat, data: NDArray[Any], checksum: _Checksum | None) -> bool:
     """Write full-width rows from ``data`` itself; False if its address or strides do not allow that."""
     missing = form.payload_bytes - data.nbytes  # rows beyond the matrix's edge: zeros that take no space
     if file.takes(data, 0):
@@ -250,9 +319,12 @@ def _write_straight(file: DirectFile, form: ChunkFormat, data: NDArray[Any]) -> 
         file.write(body, 0)
     tail = data.reshape(-1).view(np.uint8)[data.nbytes - rest :].tobytes() if rest else b""
     at = data.nbytes - rest
+    if checksum is not None:
+        checksum.add(body)
+        checksum.add(np.frombuffer(tail, np.uint8), zeros=missing)
     if form.checksum:
-        crc = crc32c_zeros(missing, crc32c(np.frombuffer(tail, np.uint8), crc32c(body)))
-        tail += crc.to_bytes(_CRC_BYTES, "little")
+        assert checksum is not None
+        tail += checksum.tobytes()
         at += missing
     if tail:  # O_DIRECT takes no odd length: whole blocks, then the file is cut
         block = tail_buffer()[: round_up(len(tail), ALIGNMENT)]
@@ -264,8 +336,8 @@ def _write_straight(file: DirectFile, form: ChunkFormat, data: NDArray[Any]) -> 
     return True
 
 
-def _write_steps(file: DirectFile, form: ChunkFormat, data: NDArray[Any]) -> None:
-    stream = _Stream(file, bounce_buffer(form.bounce_bytes), form.checksum)
+def _write_steps(file: DirectFile, form: ChunkFormat, data: NDArray[Any], checksum: _Checksum | None) -> None:
+    stream = _Stream(file, bounce_buffer(form.bounce_bytes), checksum)
     height, width = form.shape
     rows = height if form.checksum else data.shape[0]  # without a checksum, rows beyond the edge need not be written
     if form.packed:
@@ -288,16 +360,16 @@ def _write_steps(file: DirectFile, form: ChunkFormat, data: NDArray[Any]) -> Non
             cast_unsafe(block[: part.shape[0], : part.shape[1]], part)
             block[: part.shape[0], part.shape[1] :] = 0
             block[part.shape[0] :] = 0
-    stream.finish()
+    stream.finish(form)
     file.truncate(form.file_bytes)
 
 
 class _Stream:
     """Bytes on their way to a file through an aligned buffer, whole blocks at a time, checksummed as they go."""
 
-    def __init__(self, file: DirectFile, buffer: NDArray[np.uint8], checksum: bool) -> None:
+    def __init__(self, file: DirectFile, buffer: NDArray[np.uint8], checksum: _Checksum | None) -> None:
         self.file, self.buffer, self.checksum = file, buffer, checksum
-        self.used = self.offset = self.crc = 0
+        self.used = self.offset = 0
 
     def room(self, count: int) -> NDArray[np.uint8]:
         """Space for the next ``count`` bytes, to be filled by the caller."""
@@ -312,19 +384,21 @@ class _Stream:
     def _flush(self) -> None:
         whole = self.used // ALIGNMENT * ALIGNMENT
         if whole:
-            if self.checksum:
-                self.crc = crc32c(self.buffer[:whole], self.crc)
+            if self.checksum is not None:
+                self.checksum.add(self.buffer[:whole])
             self.file.write(self.buffer[:whole], self.offset)
         self.offset += whole
         self.buffer[: self.used - whole] = self.buffer[whole : self.used]
         self.used -= whole
 
-    def finish(self) -> None:
+    def finish(self, form: ChunkFormat) -> None:
         """Write what is left, padded to whole blocks (the caller then cuts the file)."""
         self._flush()
-        if self.checksum:
-            self.crc = crc32c(self.buffer[: self.used], self.crc)
-            self.append(np.frombuffer(self.crc.to_bytes(_CRC_BYTES, "little"), np.uint8))
+        if self.checksum is not None:
+            self.checksum.add(self.buffer[: self.used], zeros=form.payload_bytes - self.offset - self.used)
+        if form.checksum:
+            assert self.checksum is not None
+            self.append(np.frombuffer(self.checksum.tobytes(), np.uint8))
         padded = round_up(self.used, ALIGNMENT)
         if padded:
             self.buffer[self.used : padded] = 0

@@ -8,16 +8,16 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from pycauset.errors import ShapeError, StoreError, StoreFullError, StoreNotFoundError, StorePermissionError
+from pycauset.errors import CorruptTileError, ShapeError, StoreError, StoreNotFoundError, StorePermissionError
 from pycauset.storage.base import (
     MIRRORED,
-    TileStore,
     cast_unsafe,
     check_structure,
     default_chunks,
@@ -27,31 +27,42 @@ from pycauset.storage.base import (
     store_error,
     stored_chunk,
 )
-from pycauset.storage.chunkfile import ChunkFormat, read_chunk, write_chunk
+from pycauset.storage.chunkfile import ChunkFormat, Staged, read_chunk, write_chunk
 from pycauset.storage.direct import ALIGNMENT, spare_buffer
-from pycauset.storage.metadata import ArrayMetadata, check_attributes, fill_value
-from pycauset.storage.output import OutputFolder, fsync_folder, write_durably
+from pycauset.storage.metadata import ArrayMetadata, check_attributes, fill_value, parse_document
+from pycauset.storage.output import OutputFolder, fsync_folder, resumable_folder, write_durably
+from pycauset.storage.staging import StagingStore, count_stored
 from pycauset.tiling import Rect, chunk_grid, pieces, round_up
 
 __all__ = ["UNFINISHED", "ZarrStore"]
 
 UNFINISHED: Final = ".zarr.json.unfinished"
-"""Where the metadata of a store stay while it is being overwritten."""
+"""Where the metadata of a store stay while it is being overwritten, and those of an output that has a journal."""
 
 
-class ZarrStore(TileStore):
+class ZarrStore(StagingStore):
     """A native matrix on disk. Made by :func:`open_store`, :func:`create_store` and :func:`scratch_store`.
 
     Reading and writing whole chunks moves data straight between the disk and an aligned array. A chunk that is missing
     from a finished matrix is an error, not zeros.
     """
 
-    def __init__(self, folder: Path, meta: ArrayMetadata, *, output: OutputFolder | None = None, writable: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        meta: ArrayMetadata,
+        *,
+        output: OutputFolder | None = None,
+        writable: bool = False,
+        unfinished: bool = False,
+    ) -> None:
         self._meta = meta
         self._root = os.fspath(output.path if output else folder)
         self._output = output
-        self._unfinished = output is not None
+        self._unfinished = output is not None or unfinished
         self._moved_metadata = self._changed = False
+        self.journalled = self._closed = False
+        self._staged: dict[tuple[int, int], str] = {}
         self._direct = True
         self.path = folder
         self.shape, self.dtype, self.chunks, self.structure = meta.shape, meta.dtype, meta.chunks, meta.structure
@@ -62,7 +73,7 @@ class ZarrStore(TileStore):
         self._written = bytearray(math.prod(self._grid)) if output is not None else None
         real = os.path.realpath(folder)
         self.identity = ("file", real)
-        signature = None if output else file_signature(os.path.join(self._root, "zarr.json"))
+        signature = None if output else file_signature(self.metadata_path)
         self._state = shared_state(real, signature)
         self._present = frozenset[str]() if meta.ours or output else frozenset(files_below(self._root))
 
@@ -78,8 +89,12 @@ class ZarrStore(TileStore):
         structure: str = "full",
         attributes: dict[str, Any] | None = None,
         overwrite: bool = False,
+        resumable: bool = False,
     ) -> ZarrStore:
-        """Begin a new matrix; it appears under ``path`` at :meth:`commit`."""
+        """Begin a new matrix; it appears under ``path`` at :meth:`commit`.
+
+        A ``resumable`` one outlives the process, for :meth:`reopen`; a journal makes it, and holds its lock meanwhile.
+        """
         kind = element_type(dtype, "the output")
         grain = chunks or default_chunks(shape, kind)
         if min(grain) < 1 or min(shape) < 0:
@@ -97,7 +112,50 @@ class ZarrStore(TileStore):
             attributes=dict(attributes or {}),
         )
         what = f"{path} ({shape[0]} x {shape[1]} {kind})"
-        return cls(path, meta, output=OutputFolder(path, stored_bytes(meta), what, overwrite=overwrite))
+        output = OutputFolder(path, stored_bytes(meta), what, overwrite=overwrite, resumable=resumable)
+        store = cls(path, meta, output=output)
+        if resumable:
+            try:
+                write_durably(os.path.join(store._root, UNFINISHED), meta.dump())
+            except OSError as error:
+                output.discard()
+                raise store_error(error, f"creating {path}") from error
+        return store
+
+    @classmethod
+    def reopen(cls, path: Path, *, overwrite: bool = False) -> ZarrStore:
+        """Take up what a journal's process left: its new output for ``path``, or the matrix at ``path`` that it was changing.
+
+        Nothing can be read or written until a journal has said what is in it.
+
+        Raises
+        ------
+        StoreNotFoundError
+            If nothing unfinished is there.
+        CorruptTileError
+            If the metadata are damaged.
+        """
+        hidden = resumable_folder(path)
+        folder = hidden if hidden.is_dir() else path
+        metadata = folder / UNFINISHED
+        if folder == hidden and (folder / "zarr.json").is_file():  # it was being finished
+            os.replace(folder / "zarr.json", metadata)
+        try:
+            meta = parse_document(metadata.read_bytes(), str(metadata))
+        except FileNotFoundError:
+            raise StoreNotFoundError(f"there is nothing unfinished at {path}") from None
+        except OSError as error:
+            raise store_error(error, f"reading {metadata}") from error
+        if meta is None:
+            raise CorruptTileError(f"{metadata} is not the metadata of a matrix that pycauset was writing; remove {folder}")
+        if folder == hidden:
+            what = f"{path} ({meta.shape[0]} x {meta.shape[1]} {meta.dtype})"
+            store = cls(path, meta, output=OutputFolder(path, 0, what, overwrite=overwrite, reopen=True))
+        else:
+            store = cls(path, meta, writable=os.access(path, os.W_OK), unfinished=True)
+            store._moved_metadata = store._changed = True
+        store._closed = True
+        return store
 
     @property
     def generation(self) -> int | None:
@@ -107,6 +165,22 @@ class ZarrStore(TileStore):
     def checksum(self) -> bool:
         """Whether chunk files end in a crc32c checksum."""
         return self._meta.checksum
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether it is being written: not yet committed, or begun anew."""
+        return self._unfinished
+
+    @property
+    def metadata_path(self) -> str:
+        """Where the metadata are now."""
+        finished = os.path.join(self._root, "zarr.json")
+        return finished if os.path.exists(finished) else os.path.join(self._root, UNFINISHED)
+
+    @property
+    def metadata_generation(self) -> int:
+        """How often the matrix has been finished, as its metadata count it."""
+        return self._meta.generation
 
     def temporary_bytes(self, shape: tuple[int, int], dtype: DTypeLike) -> int:
         whole = all(n % c == 0 or n == size for n, c, size in zip(shape, self.chunks, self.shape, strict=True))
@@ -119,6 +193,7 @@ class ZarrStore(TileStore):
     # --- reading ---------------------------------------------------------------------------------------------------
 
     def _read(self, rect: Rect, out: NDArray[Any]) -> None:
+        self._check_open()
         height, width = self.chunks
         for i, j, part in pieces(rect, self.chunks):
             dest = out[part.r0 - rect.r0 : part.r1 - rect.r0, part.c0 - rect.c0 : part.c1 - rect.c0]
@@ -133,6 +208,13 @@ class ZarrStore(TileStore):
     def _read_chunk(self, i: int, j: int, part: Rect, dest: NDArray[Any], how: str) -> None:
         key = self._meta.key(i, j)
         path = f"{self._root}/{key}"
+        staged = self._staged.get((i, j))
+        if staged is not None:
+            try:
+                self._direct = read_chunk(staged, self._form, part, dest, how, direct=self._direct)
+                return
+            except FileNotFoundError:
+                pass  # the journal has just put it in its place
         try:
             self._direct = read_chunk(path, self._form, part, dest, how, direct=self._direct)
         except StoreError:
@@ -160,15 +242,16 @@ class ZarrStore(TileStore):
     def _write(self, rect: Rect, data: NDArray[Any]) -> None:
         if not self._unfinished:
             raise StorePermissionError(f"{self} is finished; call begin_write() before writing to it, and commit() after")
-        height, width = self.chunks
-        rows, cols = self.shape
+        self._check_open()
+        if self.journalled:
+            raise StorePermissionError(f"{self} has a journal, which must know of every tile: write by journal.write()")
         kept = False
         for i, j, part in pieces(rect, self.chunks):
             if not stored_chunk(self.structure, i, j, self.chunks):
                 continue
             kept = self._changed = True
             piece = data[part.r0 - rect.r0 : part.r1 - rect.r0, part.c0 - rect.c0 : part.c1 - rect.c0]
-            whole = Rect(i * height, min((i + 1) * height, rows), j * width, min((j + 1) * width, cols))
+            whole = self.chunk_rect(i, j)
             if part == whole:
                 self._write_chunk(i, j, piece)
             else:
@@ -192,42 +275,17 @@ class ZarrStore(TileStore):
         self._write_chunk(i, j, chunk)
 
     def _write_chunk(self, i: int, j: int, data: NDArray[Any]) -> None:
-        path = f"{self._root}/{self._meta.key(i, j)}"
-        try:
-            try:
-                self._direct = write_chunk(path, self._form, data, direct=self._direct)
-            except FileNotFoundError:
-                self._make_folders(self._meta.key(i, j))
-                self._direct = write_chunk(path, self._form, data, direct=self._direct)
-        except OSError as error:
-            if isinstance(error, StoreError):
-                raise
-            typed = store_error(error, f"writing {path}")
-            room = round_up(self._form.file_bytes, ALIGNMENT)
-            if not (isinstance(typed, StoreFullError) and self._output and self._output.reserve.give_way(room)):
-                raise typed from error
-            self._write_chunk(i, j, data)
-            return
-        if self._written is not None:
-            index = i * self._grid[1] + j
-            if not self._written[index]:
-                self._written[index] = 1
-                if self._output is not None:
-                    self._output.reserve.landed(round_up(self._form.file_bytes, ALIGNMENT))
+        def write(path: str) -> Staged:
+            return Staged(write_chunk(path, self._form, data, direct=self._direct), 0, 0.0)
 
-    def _make_folders(self, key: str) -> None:
-        """The folders of a chunk file, but never the store's own, which somebody may just have removed."""
-        folder = self._root
-        for name in key.split("/")[:-1]:
-            folder = f"{folder}/{name}"
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(folder)
+        self._put_chunk(i, j, f"{self._root}/{self._meta.key(i, j)}", write)
 
     # --- life of an output -------------------------------------------------------------------------------------------
 
     def begin_write(self) -> None:
         super().begin_write()
         if self._unfinished:
+            self._check_open()
             return
         try:
             os.rename(os.path.join(self._root, "zarr.json"), os.path.join(self._root, UNFINISHED))
@@ -249,19 +307,31 @@ class ZarrStore(TileStore):
         StoreError
             If chunks have never been written.
         """
+        if self.journalled:
+            raise StoreError(f"{self} has a journal: end the work by journal.finish()")
+        self.finish(attributes)
+
+    def finish(self, attributes: dict[str, Any], before: Callable[[str], None] | None = None) -> None:
+        """:meth:`commit`, with a call ``before`` anything changes on disk that is given the metadata to be written."""
         check_attributes(attributes)
+        self._check_open()
         if self._unfinished:
             self._check_complete()
         elif not self.writable:
             raise StorePermissionError(f"{self} is read-only")
         self._meta.attributes.update(attributes)
         self._meta.generation += 1
+        text = self._meta.dump()
+        if before is not None:
+            before(text)
         try:
             if self._output is not None:
                 self._output.reserve.release()
             metadata = os.path.join(self._root, "zarr.json")
-            write_durably(metadata, self._meta.dump())
+            write_durably(metadata, text)
             if self._output is not None:
+                if self._output.resumable:
+                    os.unlink(os.path.join(self._root, UNFINISHED))
                 self._output.publish()
                 self._root = os.fspath(self._output.target)
                 metadata = os.path.join(self._root, "zarr.json")
@@ -274,7 +344,7 @@ class ZarrStore(TileStore):
         except OSError as error:
             raise store_error(error, f"finishing {self.path}") from error
         self._output = self._written = None
-        self._unfinished = self._moved_metadata = False
+        self._unfinished = self._moved_metadata = self.journalled = False
 
     def _check_complete(self) -> None:
         if self._written is None or 0 not in self._written:
@@ -298,7 +368,15 @@ class ZarrStore(TileStore):
         elif self._moved_metadata and not self._changed:
             with contextlib.suppress(OSError):  # nothing was overwritten: the matrix is as it was
                 os.rename(os.path.join(self._root, UNFINISHED), os.path.join(self._root, "zarr.json"))
-        self._unfinished = self._moved_metadata = False
+        self._unfinished = self._moved_metadata = self.journalled = False
+        self._staged.clear()
+
+    def close(self) -> None:
+        """Release what the store holds; an unfinished output is discarded, unless a journal keeps it for resuming."""
+        if self.journalled or self._closed:
+            self.suspend()
+        else:
+            self.discard()
 
 
 def stored_bytes(meta: ArrayMetadata) -> int:
@@ -306,22 +384,6 @@ def stored_bytes(meta: ArrayMetadata) -> int:
     rows, cols = chunk_grid(meta.shape, meta.chunks)
     form = ChunkFormat(meta.chunks, meta.dtype, meta.packed, meta.checksum)
     return count_stored(meta.structure, rows, cols, meta.chunks) * round_up(form.file_bytes, ALIGNMENT)
-
-
-def count_stored(structure: str, rows: int, cols: int, chunks: tuple[int, int]) -> int:
-    """How many chunks of a grid a structure keeps.
-
-    Examples
-    --------
-    >>> count_stored("lower", 4, 4, (10, 10)), count_stored("full", 4, 5, (10, 10))
-    (10, 20)
-    """
-    if structure == "full":
-        return rows * cols
-    height, width = chunks
-    if structure == "upper":
-        return sum(cols - min(cols, i * height // width) for i in range(rows))
-    return sum(min(cols, -(-(i + 1) * height // width)) for i in range(rows))
 
 
 def files_below(root: str) -> list[str]:

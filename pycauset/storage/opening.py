@@ -17,6 +17,7 @@ from pycauset.storage.foreign import ForeignStore, open_zarr
 from pycauset.storage.metadata import check_attributes, parse_document
 from pycauset.storage.native import UNFINISHED, ZarrStore
 from pycauset.storage.npy import MAGIC, UNFINISHED_MAGIC, NpyStore, check_options
+from pycauset.storage.output import journal_path, resumable_folder
 
 __all__ = ["as_store", "create_store", "open_store"]
 
@@ -25,7 +26,7 @@ _ZIP_MAGIC: Final = b"PK\x03\x04"
 _OTHER_SUFFIXES: Final = {".npz", ".h5", ".hdf5", ".zip", ".csv", ".txt", ".mat", ".parquet", ".json"}
 
 
-def open_store(path: str | os.PathLike[str]) -> TileStore:
+def open_store(path: str | os.PathLike[str], *, unfinished: bool = False) -> TileStore:
     """Open a matrix on disk: a Zarr array (version 2 or 3), a ``.npy`` file, or the URL of a remote Zarr array.
 
     Nothing but metadata is read. Uncompressed Zarr v3 arrays are read directly, all others by the zarr library.
@@ -33,6 +34,9 @@ def open_store(path: str | os.PathLike[str]) -> TileStore:
     Parameters
     ----------
     path : path-like or str
+    unfinished : bool
+        Also give a Zarr matrix that was being overwritten when its process was killed, if there is a journal beside it. Nothing
+        can be read from it until the same work goes on (:meth:`Journal.in_place`).
 
     Returns
     -------
@@ -63,13 +67,14 @@ def open_store(path: str | os.PathLike[str]) -> TileStore:
     place = Path(text).expanduser().absolute()
     try:
         if place.is_dir():
-            return _open_folder(place)
+            return _open_folder(place, unfinished)
         with place.open("rb") as file:
             head = file.read(8)
     except StoreError:
         raise
     except FileNotFoundError:
-        raise StoreNotFoundError(f"there is no file or folder {place}") from None
+        hint = _journal_hint(place) if resumable_folder(place).is_dir() else ""
+        raise StoreNotFoundError(f"there is no file or folder {place}{hint and f' yet: {hint}'}") from None
     except OSError as error:
         raise store_error(error, f"opening {place}") from error
     if head.startswith(MAGIC):
@@ -85,7 +90,7 @@ def open_store(path: str | os.PathLike[str]) -> TileStore:
     raise StoreError(f"{place} is no matrix that pycauset can open: it is neither a Zarr array nor a .npy file")
 
 
-def _open_folder(folder: Path) -> TileStore:
+def _open_folder(folder: Path, unfinished: bool) -> TileStore:
     document = folder / "zarr.json"
     if document.is_file():
         text = document.read_text(encoding="utf-8", errors="replace")
@@ -101,6 +106,8 @@ def _open_folder(folder: Path) -> TileStore:
             )
         return open_zarr(os.fspath(folder))
     if (folder / UNFINISHED).is_file():
+        if unfinished and journal_path(folder).is_file():
+            return ZarrStore.reopen(folder)
         raise _unfinished(folder)
     if (folder / ".zarray").is_file():
         return open_zarr(os.fspath(folder))
@@ -115,7 +122,24 @@ def _group(folder: Path) -> StoreNotFoundError:
     return StoreNotFoundError(f"{folder} is a Zarr group, not an array{listing}")
 
 
+def _journal_hint(path: Path) -> str:
+    """What the journal beside a matrix says of it, empty without one."""
+    from pycauset.storage.journalfile import read_journal  # few ever need it
+
+    try:
+        header, _ = read_journal(journal_path(path))
+    except StoreNotFoundError:
+        return ""
+    except StoreError as error:
+        return str(error)
+    operation = header.get("request", {}).get("operation", "the work")
+    return f"a journal of {operation} is beside it ({journal_path(path).name}); run the same call again to go on"
+
+
 def _unfinished(path: Path) -> StoreError:
+    hint = _journal_hint(path)
+    if hint:
+        return StoreError(f"{path} was being overwritten and never finished: {hint}")
     return StoreError(f"{path} was being overwritten and never finished, so its contents are a mixture; make it again")
 
 

@@ -2,6 +2,9 @@
 
 ``.NAME.partial-PID-XXXX`` lies beside the target, so that the last step is a rename. A lock on a file inside (or on the file
 itself) tells a living output from one whose process died; the next output of the same name clears the latter away.
+
+An output with a journal (:mod:`pycauset.storage.journal`) lies in ``.NAME.resumable`` instead, and outlives its process as
+long as the journal is there.
 """
 
 from __future__ import annotations
@@ -22,7 +25,18 @@ from pycauset.storage.base import store_error
 from pycauset.storage.direct import preallocate
 from pycauset.units import format_bytes
 
-__all__ = ["OutputFolder", "Reserve", "check_space", "check_target", "free_bytes", "fsync_folder", "write_durably"]
+__all__ = [
+    "OutputFolder",
+    "Reserve",
+    "check_space",
+    "check_target",
+    "free_bytes",
+    "fsync_folder",
+    "journal_path",
+    "resumable_folder",
+    "sweep",
+    "write_durably",
+]
 
 RESERVE_NAME: Final = ".reserve"
 _STEP: Final = 64 << 20  # the reserve shrinks in such steps: each one is a transaction of the file system
@@ -76,6 +90,16 @@ def hidden_sibling(target: Path) -> Path:
     return target.with_name(f".{target.name}.partial-{os.getpid()}-{os.urandom(4).hex()}")
 
 
+def resumable_folder(target: Path) -> Path:
+    """Where the output of ``target`` lies while its journal is there."""
+    return target.with_name(f".{target.name}.resumable")
+
+
+def journal_path(target: Path) -> Path:
+    """The journal of work on ``target``."""
+    return target.with_name(f"{target.name}.journal")
+
+
 def lock(fd: int) -> bool:
     """Take the lock that marks a living output; False if another process holds it, or locks do not work here."""
     try:
@@ -93,6 +117,9 @@ def sweep(target: Path) -> None:
                 remove_if_dead(
                     entry.path, os.path.join(entry.path, RESERVE_NAME) if entry.is_dir(follow_symlinks=False) else entry.path
                 )
+        resumable = resumable_folder(target)
+        if resumable.is_dir() and not journal_path(target).exists():
+            remove_if_dead(os.fspath(resumable), os.fspath(resumable / RESERVE_NAME))
 
 
 def remove_if_dead(path: str, lock_path: str) -> None:
@@ -222,22 +249,52 @@ class Reserve:
 
 
 class OutputFolder:
-    """The hidden folder of a store that is being made; gone if it is neither committed nor referenced any more."""
+    """The hidden folder of a store that is being made; gone if it is neither committed nor referenced any more.
 
-    def __init__(self, target: Path, nbytes: int, what: str, *, overwrite: bool) -> None:
+    Parameters
+    ----------
+    target : Path
+    nbytes : int
+        Space to set aside.
+    what : str
+        For messages: the output and its size.
+    overwrite : bool
+    resumable : bool
+        The folder has the name that :func:`resumable_folder` gives and stays until it is discarded. Whoever asks for one holds
+        the lock of the journal, so a folder of that name is nobody's.
+    reopen : bool
+        Take up the resumable folder that is there.
+    """
+
+    def __init__(
+        self, target: Path, nbytes: int, what: str, *, overwrite: bool, resumable: bool = False, reopen: bool = False
+    ) -> None:
         check_target(target, overwrite)
         sweep(target)
-        self.target, self.overwrite = target, overwrite
-        self.path = hidden_sibling(target)
+        self.target, self.overwrite, self.resumable, self._what = target, overwrite, resumable or reopen, what
+        self._pid = os.getpid()
+        self.path = resumable_folder(target) if self.resumable else hidden_sibling(target)
         try:
-            self.path.mkdir()
-            self._finalizer = weakref.finalize(self, remove_tree, str(self.path), os.getpid())
+            if resumable and not reopen:
+                shutil.rmtree(self.path, ignore_errors=True)
+            if reopen:
+                self.path.joinpath(RESERVE_NAME).unlink(missing_ok=True)
+            else:
+                self.path.mkdir()
+            if not self.resumable:
+                self._finalizer = weakref.finalize(self, remove_tree, str(self.path), self._pid)
             self.reserve = Reserve(str(self.path), nbytes, what)
         except BaseException as error:
-            shutil.rmtree(self.path, ignore_errors=True)
+            if not reopen:
+                shutil.rmtree(self.path, ignore_errors=True)
             if isinstance(error, OSError) and not isinstance(error, StoreError):
                 raise store_error(error, f"creating {target}") from error
             raise
+
+    def set_aside(self, nbytes: int) -> None:
+        """Have a new reserve, for what is still to come."""
+        self.reserve.close()
+        self.reserve = Reserve(str(self.path), nbytes, self._what)
 
     def publish(self) -> None:
         """Give the folder its final name; the array that it replaces, if any, goes afterwards."""
@@ -257,7 +314,8 @@ class OutputFolder:
                     f"{self.target} appeared while it was being made; remove it or choose another name"
                 ) from error
             raise
-        self._finalizer.detach()
+        if not self.resumable:
+            self._finalizer.detach()
         fsync_folder(str(self.target.parent))
         if old is not None:
             shutil.rmtree(old, ignore_errors=True)
@@ -265,7 +323,10 @@ class OutputFolder:
     def discard(self) -> None:
         """Remove the folder and give the space back."""
         self.reserve.close()
-        self._finalizer()
+        if self.resumable:
+            remove_tree(str(self.path), self._pid)
+        else:
+            self._finalizer()
 
 
 def remove_tree(path: str, pid: int) -> None:

@@ -1,0 +1,461 @@
+"""Journals: a long operation survives a kill, and goes on where it stopped.
+
+``NAME.journal`` beside an output says what was asked (operation, arguments, operands, versions), how it runs (plan, device) and
+which tiles are final. Every tile is first written beside its place, then recorded, then put there, each step durable before
+the next: so a kill at any moment leaves for every tile exactly the generation that the journal tells, be the output new or the
+operand itself. docs/internals/Journal.md has the format and the order of steps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from pycauset.errors import ConfigError, JournalBusyError, JournalError, StoreError, StoreNotFoundError
+from pycauset.storage.base import TileStore
+from pycauset.storage.commit import GroupCommit
+from pycauset.storage.direct import crc32c
+from pycauset.storage.identity import differences, operand_identity, plain, versions
+from pycauset.storage.journalfile import JournalFile, read_journal
+from pycauset.storage.native import UNFINISHED, ZarrStore
+from pycauset.storage.output import journal_path, resumable_folder, sweep
+from pycauset.storage.recovery import last_records, recover, remove_orphans
+from pycauset.tiling import Rect
+
+__all__ = ["Journal", "JournalStatistics", "open_journal", "operand_identity", "read_journal"]
+
+Resume = bool | Literal["restart"]
+
+
+@dataclass(frozen=True, slots=True)
+class JournalStatistics:
+    """What a journal has done in this process.
+
+    ``seconds`` is the time spent on checksums and commits (syncs, records, renames), summed over threads.
+    """
+
+    tiles_reused: int
+    records: int
+    commits: int
+    bytes: int
+    seconds: float
+    seconds_checksums: float
+    seconds_recovery: float
+
+
+def open_journal(path: str | os.PathLike[str], request: Mapping[str, Any], *, resume: Resume = True) -> Journal:
+    """The journal of work on ``path``: a new one, or the one that an interrupted run of the same work left.
+
+    Parameters
+    ----------
+    path : path-like
+        The output, or the matrix that is overwritten in place: a Zarr folder.
+    request : mapping
+        ``operation``, ``arguments``, ``operands`` (see :func:`operand_identity`), ``threads`` and whatever else decides the
+        result's bits. Versions of pycauset, Python, NumPy, SciPy and its BLAS are added. Work goes on only if all is equal.
+    resume : bool or "restart"
+        True goes on where an interrupted run stopped, if there was one; False refuses if there was one; ``"restart"`` removes
+        what it left and starts over.
+
+    Returns
+    -------
+    Journal
+        Locked; use it as a context manager, so that it is suspended when nobody finished or discarded it.
+
+    Raises
+    ------
+    JournalBusyError
+        If another process is at it.
+    JournalError
+        If the journal is of other work (the message has the old and new values), damaged, or in the way.
+    ConfigError, StoreNotFoundError
+        If ``path`` cannot have a journal.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "b.zarr"
+    >>> with open_journal(path, {"operation": "double", "arguments": {}, "operands": {}}) as journal:
+    ...     store = journal.new_output((4, 4), "float64")
+    ...     journal.begin({"tile": 4})
+    ...     tile = Rect(0, 4, 0, 4)
+    ...     if journal.generation(tile) < 1:
+    ...         journal.write(tile, 1, tile, 2 * np.eye(4))
+    ...     journal.finish()
+    >>> sorted(entry.name for entry in path.parent.iterdir())
+    ['b.zarr']
+    """
+    target = Path(path).expanduser().absolute()
+    if resume not in (True, False, "restart"):
+        raise ConfigError(f'resume={resume!r}; it must be True, False or "restart"')
+    if target.suffix == ".npy":
+        raise ConfigError(f"{target}: only a Zarr folder can have a journal, tiles of a .npy file cannot be replaced atomically")
+    if not target.parent.is_dir():
+        raise StoreNotFoundError(f"cannot create {target}: there is no folder {target.parent}; make it first")
+    asked = plain({**request, "versions": {**versions(), **request.get("versions", {})}})
+    name = journal_path(target)
+    try:
+        file = JournalFile(name)
+    except JournalBusyError:
+        raise
+    except JournalError:
+        if resume != "restart":
+            raise
+        _refuse_mixture(target, name)
+        file = JournalFile(name, discard=True)
+    try:
+        while True:
+            finished, resumed = _look(file, target, asked, resume)
+            if not finished or resumed:
+                break
+            file.remove()  # finished long ago, and not what is asked for now
+            file = JournalFile(name)
+        if finished:
+            (target / UNFINISHED).unlink(missing_ok=True)
+            remove_orphans(os.fspath(target), None)
+            sweep(target)
+            file.remove()
+        elif not file.header:
+            shutil.rmtree(resumable_folder(target), ignore_errors=True)
+        return Journal(file, target, asked, finished=finished, resumed=resumed)
+    except BaseException:
+        if not file.header:
+            file.remove()
+        file.close()
+        raise
+
+
+def _look(file: JournalFile, target: Path, asked: dict[str, Any], resume: Resume) -> tuple[bool, bool]:
+    """Whether the work on record is finished, and whether it is what is asked for; a journal without use is cleared."""
+    if not file.header:
+        return False, False
+    tiles = last_records(file.records)
+    changed = differences(file.header["request"], asked)
+    if _is_finished(file, target):
+        mine = differences(_without_own(file.header["request"], target), _without_own(asked, target))
+        return True, resume is True and not mine
+    if file.header["in_place"]:
+        # A finished matrix in the place of one that was partly overwritten: somebody has made it again.
+        live = (target / UNFINISHED).is_file() or ((target / "zarr.json").is_file() and not tiles)
+    else:
+        live = resumable_folder(target).is_dir()
+    if not live:
+        file.clear()
+        return False, False
+    if resume is True:
+        if not changed:
+            return False, True
+        raise JournalError(
+            f"the journal {file.path} is of other work: {'; '.join(changed)}; call as before to go on, or start over with "
+            'resume="restart"'
+        )
+    if resume is False:
+        raise JournalError(
+            f"the journal {file.path} of an unfinished {file.header['request'].get('operation')} is in the way; go on with "
+            'resume=True, or start over with resume="restart"'
+        )
+    if file.header["in_place"]:
+        if tiles:
+            _refuse_mixture(target, file.path)
+        if (target / UNFINISHED).is_file():  # nothing has been overwritten yet
+            os.replace(target / UNFINISHED, target / "zarr.json")
+        remove_orphans(os.fspath(target), None)
+    file.clear()
+    return False, False
+
+
+def _refuse_mixture(target: Path, journal: Path) -> None:
+    """In place there is nothing to start over from."""
+    if (target / UNFINISHED).is_file():
+        raise JournalError(
+            f"{target} has been overwritten in part, so the work cannot start over from it: make the matrix again under this "
+            f"name (overwrite=True), which makes the journal {journal} void"
+        )
+
+
+def _is_finished(file: JournalFile, target: Path) -> bool:
+    """Whether the run was killed after its last step that matters: what it finished is under the final name."""
+    marks = {record["finished"] for record in file.records if "finished" in record}
+    if not marks or (not file.header["in_place"] and resumable_folder(target).is_dir()):
+        return False
+    with contextlib.suppress(OSError):
+        return _mark((target / "zarr.json").read_bytes()) in marks
+    return False
+
+
+def _mark(text: bytes) -> str:
+    return f"{crc32c(np.frombuffer(text, np.uint8)):08x}"
+
+
+def _without_own(request: dict[str, Any], target: Path) -> dict[str, Any]:
+    """A request without what finishing the work in place changes of its own operand."""
+    real, operands = os.path.realpath(target), {}
+    for name, identity in request.get("operands", {}).items():
+        own = isinstance(identity, dict) and identity.get("path") == real
+        operands[name] = {k: v for k, v in identity.items() if k not in ("generation", "metadata")} if own else identity
+    return {**request, "operands": operands}
+
+
+class Journal:
+    """The journal of one output; made by :func:`open_journal`. A ``TileJournal`` for operands.
+
+    The order of calls: :meth:`new_output` or :meth:`in_place`, :meth:`begin`, any number of :meth:`write` from any threads,
+    then :meth:`finish`; or :meth:`discard` when the operation itself failed; or :meth:`suspend` (leaving a ``with`` block
+    does it) when it was interrupted.
+
+    Attributes
+    ----------
+    path : pathlib.Path
+        The journal's file.
+    resumed : bool
+        An interrupted run is taken up: go by its :attr:`plan`.
+    finished : bool
+        The interrupted run had finished after all: the result is under its name, the journal is gone, and there is nothing to do.
+    plan : dict or None
+        The plan on record, as JSON gives it back.
+    header : dict
+        The first record: ``request``, ``plan``, ``output``, ``in_place`` and what else :meth:`begin` was given.
+    """
+
+    def __init__(self, file: JournalFile, target: Path, request: dict[str, Any], *, finished: bool, resumed: bool) -> None:
+        self.path, self.target = file.path, target
+        self.resumed, self.finished = resumed and not finished, finished
+        self.header = file.header
+        self.plan: dict[str, Any] | None = file.header.get("plan")
+        self._file, self._request = file, request
+        self._records = last_records(file.records)
+        self._group: GroupCommit | None = None
+        self._begun = False
+        self._reused, self._seconds_recovery = 0, 0.0
+
+    # --- the output --------------------------------------------------------------------------------------------------
+
+    @property
+    def store(self) -> ZarrStore:
+        """The output."""
+        return self._commits.store
+
+    @property
+    def _commits(self) -> GroupCommit:
+        if self._group is None:
+            raise StoreError(f"the journal {self.path} has no output yet; call new_output() or in_place()")
+        return self._group
+
+    def new_output(
+        self,
+        shape: tuple[int, int],
+        dtype: DTypeLike,
+        *,
+        chunks: tuple[int, int] | None = None,
+        checksum: bool = False,
+        structure: str = "full",
+        attributes: dict[str, Any] | None = None,
+        overwrite: bool = False,
+    ) -> ZarrStore:
+        """The output under construction, as :func:`create_store` makes it; of a resumed run, with all tiles that are safe.
+
+        Raises
+        ------
+        JournalError
+            If the resumed run's output is of another shape, element type or structure.
+        StoreExistsError, StoreFullError, StorePermissionError
+        """
+        if not self.resumed:
+            store = ZarrStore.create(
+                self.target,
+                (int(shape[0]), int(shape[1])),
+                dtype,
+                chunks=chunks,
+                checksum=checksum,
+                structure=structure,
+                attributes=attributes,
+                overwrite=overwrite,
+                resumable=True,
+            )
+            self._group = GroupCommit(store, self._file)
+            return store
+        store = ZarrStore.reopen(self.target, overwrite=overwrite)
+        self._group = GroupCommit(store, self._file)
+        asked = {"shape": list(shape), "dtype": np.dtype(dtype).name, "structure": structure, "chunks": chunks and list(chunks)}
+        found = _describe(store)
+        changed = [text for key, value in asked.items() if value for text in differences(found[key], value, key)]
+        if changed:
+            raise JournalError(
+                f"the unfinished output of the journal {self.path} does not fit: {'; '.join(changed)}; start over with "
+                'resume="restart"'
+            )
+        self._take_up(in_place=False)
+        return store
+
+    def in_place(self, store: TileStore) -> ZarrStore:
+        """Work on a matrix that is there: one that :func:`open_store` or, of a resumed run, :meth:`ZarrStore.reopen` gave.
+
+        Raises
+        ------
+        ConfigError
+            If it is not a Zarr folder, or not the one of this journal.
+        CorruptTileError
+            If a tile on record is damaged.
+        JournalError
+            If tiles have been written that the journal does not know.
+        """
+        if not isinstance(store, ZarrStore) or os.path.realpath(self.target) != store.identity[1]:
+            raise ConfigError(f"the journal {self.path} is of {self.target}, a Zarr folder; {store} cannot have it")
+        if store.unfinished and not self.resumed:
+            raise JournalError(f"{store} is unfinished and has no journal that tells what is in it; make it again")
+        self._group = GroupCommit(store, self._file)
+        if self.resumed:
+            self._take_up(in_place=True)
+        return store
+
+    def _take_up(self, *, in_place: bool) -> None:
+        start = time.perf_counter()
+        if self.header["in_place"] is not in_place:
+            raise JournalError(f'the journal {self.path} is of work that was not done this way; start over with resume="restart"')
+        if not self.store.unfinished:
+            self.store.begin_write()  # killed just before it did so itself
+        started: int = self.header["started_ns"]
+        safe = recover(self.store, self._records, in_place=in_place, started_ns=started)
+        self._commits.take_up(safe)
+        self._reused = len(safe)
+        self.store.journalled = self._begun = True
+        self._file.session()
+        self._seconds_recovery = time.perf_counter() - start
+
+    def begin(self, plan: Mapping[str, Any], **facts: Any) -> None:
+        """Write the header: from here on a kill can be survived. Of a resumed run nothing happens: its plan stands.
+
+        Parameters
+        ----------
+        plan : mapping
+            All that is needed to run in the same way again, as JSON values.
+        **facts
+            Whatever else should be on record (``device="cpu"``); kept in :attr:`header`, not compared.
+        """
+        if self._begun:
+            return
+        in_place = not self.store.unfinished
+        header = {"request": self._request, "in_place": in_place, "output": _describe(self.store), "plan": plan, **facts}
+        self._file.begin(plain(header, "the plan"))
+        self.header, self.plan = self._file.header, self._file.header["plan"]
+        self._file.session()
+        if in_place:
+            self.store.begin_write()
+        self.store.journalled = self._begun = True
+
+    # --- tiles -------------------------------------------------------------------------------------------------------
+
+    def generation(self, tile: Rect) -> int:
+        """The generation of a tile that is safe on disk, 0 if none is."""
+        return self._commits.safe.get(tile, 0)
+
+    def generations(self) -> dict[Rect, int]:
+        """The generation of each tile that is safe on disk."""
+        return dict(self._commits.safe)
+
+    def write(self, tile: Rect, generation: int, part: Rect, data: NDArray[Any]) -> None:
+        """Write ``part`` (whole chunks) of a tile; thread-safe. Afterwards the store reads it.
+
+        The tile is recorded some time after its last part has come, at the latest by :meth:`flush`.
+
+        Raises
+        ------
+        ShapeError, DtypeError
+            If ``part`` cuts a chunk or ``data`` do not fit.
+        StoreError
+            If the generation is not newer than what is there, the tile overlaps another one, or the disk refuses.
+        """
+        if not self._begun:
+            raise StoreError(f"the journal {self.path} has not begun; call begin() first")
+        self._commits.write(tile, generation, part, data)
+
+    def flush(self) -> None:
+        """Make everything written so far durable (of tiles of which all parts are there)."""
+        if self._begun:
+            self._commits.settle(force=True)
+
+    # --- the end -----------------------------------------------------------------------------------------------------
+
+    def finish(self, **attributes: Any) -> None:
+        """Give the output its name, with ``attributes`` in its metadata, and remove the journal.
+
+        Raises
+        ------
+        StoreError
+            If tiles are missing, or the disk refuses; the journal stays.
+        """
+        self.flush()
+        self._commits.close()
+        self.store.finish(attributes, before=lambda text: self._file.append([{"finished": _mark(text.encode())}]))
+        self._file.remove()
+
+    def suspend(self) -> None:
+        """Leave everything for a later run: record what is ready and give up the lock. What has no tile on record goes."""
+        if self._file.fd < 0:
+            return
+        group = self._group
+        if group is not None and not group.failed:
+            with contextlib.suppress(StoreError):
+                self.flush()
+        if not self._records and (group is None or not group.recorded):
+            self.discard()
+            return
+        if group is not None:
+            group.store.suspend()
+        self._file.close()
+
+    def discard(self) -> None:
+        """Give the work up: remove a new output, and the journal.
+
+        In place, a matrix of which nothing has been overwritten is as it was; else it stays unfinished, a mixture.
+        """
+        if self._group is not None:
+            store = self._group.store
+            if self.header.get("in_place", not store.unfinished):
+                remove_orphans(store.chunk_path(""), None)
+            store.discard()
+        self._file.remove()
+
+    def statistics(self) -> JournalStatistics:
+        """What has been done so far, in this process."""
+        group = self._group
+        if group is None:
+            return JournalStatistics(0, 0, 0, 0, 0.0, 0.0, 0.0)
+        return JournalStatistics(
+            self._reused,
+            group.recorded,
+            group.commits,
+            group.nbytes,
+            group.seconds_commits + group.seconds_checksums,
+            group.seconds_checksums,
+            self._seconds_recovery,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.suspend()
+
+    def __repr__(self) -> str:
+        tiles = len(self._group.safe) if self._group is not None else 0
+        return f"<Journal {os.fspath(self.path)!r}: {tiles} tiles>"
+
+
+def _describe(store: TileStore) -> dict[str, Any]:
+    return {
+        "shape": list(store.shape),
+        "dtype": store.dtype.name,
+        "chunks": list(store.chunks),
+        "structure": store.structure,
+    }

@@ -1,0 +1,252 @@
+"""The file of a journal: one JSON record a line, each behind its own checksum, under a lock.
+
+A line is eight hexadecimal digits (crc32c of the rest), a space, and JSON. The first record is the header. A line without its end
+was cut by a crash and does not count; any other damage is an error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from pycauset.errors import JournalBusyError, JournalError, StoreNotFoundError
+from pycauset.storage.base import store_error
+from pycauset.storage.direct import crc32c
+from pycauset.storage.output import fsync_folder
+
+__all__ = ["FORMAT", "JournalFile", "format_record", "read_journal"]
+
+FORMAT: Final = 1
+"""Version of the format, the header's ``"pycauset_journal"``."""
+
+Record = dict[str, Any]
+
+_RESTART: Final = 'start over with resume="restart"'
+
+
+def format_record(record: Record) -> bytes:
+    r"""A record as a line.
+
+    Examples
+    --------
+    >>> format_record({"a": 1})
+    b'cff7d56a {"a":1}\n'
+    """
+    text = json.dumps(record, separators=(",", ":")).encode()
+    return b"%08x %s\n" % (crc32c(np.frombuffer(text, np.uint8)), text)
+
+
+def parse_line(line: bytes) -> Record | None:
+    """The record of a line (without its end), ``None`` if it is damaged."""
+    try:
+        if len(line) < 10 or line[8:9] != b" " or int(line[:8], 16) != crc32c(np.frombuffer(line[9:], np.uint8)):
+            return None
+        record = json.loads(line[9:])
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def parse(data: bytes, path: str) -> tuple[Record, list[Record], int]:
+    """Header, records and the length of what is whole; an empty header if not even that was written to its end.
+
+    Raises
+    ------
+    JournalError
+        If a line is damaged, or the format is another one's.
+    """
+    *lines, rest = data.split(b"\n")
+    records = []
+    for number, line in enumerate(lines, 1):
+        record = parse_line(line)
+        if record is None:
+            raise JournalError(
+                f"line {number} of the journal {path} is damaged: its checksum does not fit its text, so what it says cannot be "
+                f"trusted; restore the file, or {_RESTART}"
+            )
+        records.append(record)
+    if not records:
+        return {}, [], 0
+    header = records.pop(0)
+    found = header.get("pycauset_journal")
+    if found != FORMAT:
+        raise JournalError(
+            f"the journal {path} has format {found!r}, this version of pycauset writes format {FORMAT}; finish the work with the "
+            f"version that began it, or {_RESTART}"
+        )
+    return header, records, len(data) - len(rest)
+
+
+def read_journal(path: str | os.PathLike[str]) -> tuple[Record, list[Record]]:
+    """Header and records of a journal, for those who want to look; no lock is taken and nothing is changed.
+
+    Parameters
+    ----------
+    path : path-like
+        The journal itself (``NAME.journal``).
+
+    Returns
+    -------
+    header : dict
+    records : list of dict
+        ``{"tile", "generation", "chunks"}`` for a tile, ``{"session"}`` for a process that took up the work, ``{"finished"}``.
+
+    Raises
+    ------
+    StoreNotFoundError, JournalError
+    """
+    try:
+        data = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise StoreNotFoundError(f"there is no journal {os.fspath(path)}") from None
+    except OSError as error:
+        raise store_error(error, f"reading the journal {os.fspath(path)}") from error
+    header, records, _ = parse(data, os.fspath(path))
+    return header, records
+
+
+# Every append ends in this name; tests replace it.
+
+
+def _append(fd: int, data: bytes) -> None:
+    """Add lines to the file and wait until they are on disk."""
+    done = 0
+    while done < len(data):
+        done += os.write(fd, data[done:])
+    os.fsync(fd)
+
+
+class JournalFile:
+    """A journal under this process's lock, made if it is not there.
+
+    Attributes
+    ----------
+    header : dict
+        Empty until there is one.
+    records : list of dict
+        Those that were there when the file was opened.
+
+    Raises
+    ------
+    JournalBusyError
+        If another process (or another journal of this one) holds the lock.
+    JournalError
+        If the file is damaged.
+    """
+
+    def __init__(self, path: Path, *, discard: bool = False) -> None:
+        self.path = path
+        self.header: Record = {}
+        self.records: list[Record] = []
+        self.fd = _open_locked(path)
+        try:
+            data = b"" if discard else _read_all(self.fd)
+            self.header, self.records, self._length = parse(data, os.fspath(path))
+            os.ftruncate(self.fd, self._length)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def age_ns(self) -> int:
+        """When the file was last changed, by the file system's own clock."""
+        return os.fstat(self.fd).st_mtime_ns
+
+    def begin(self, header: Record) -> None:
+        """Write the header, with the file system's time in it."""
+        os.utime(self.fd)
+        self.header = {"pycauset_journal": FORMAT, **header, "started_ns": self.age_ns}
+        self.append([self.header])
+        fsync_folder(os.fspath(self.path.parent))
+
+    def session(self) -> None:
+        """Note that this process is at work."""
+        now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        self.append([{"session": {"pid": os.getpid(), "host": socket.gethostname(), "time": now}}])
+
+    def append(self, records: Iterable[Record]) -> None:
+        """Add records durably, all in one go.
+
+        Raises
+        ------
+        StoreError
+            If the disk refuses; then none of them is in the file.
+        """
+        data = b"".join(map(format_record, records))
+        try:
+            _append(self.fd, data)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self.fd, self._length)
+            raise store_error(error, f"writing the journal {self.path}") from error
+        self._length += len(data)
+
+    def clear(self) -> None:
+        """Forget all there is, as if the journal had never begun."""
+        os.ftruncate(self.fd, 0)
+        os.fsync(self.fd)
+        self.header, self.records, self._length = {}, [], 0
+
+    def remove(self) -> None:
+        """Delete the journal: the work is finished or given up."""
+        if self.fd >= 0:
+            with contextlib.suppress(OSError):
+                os.unlink(self.path)
+                fsync_folder(os.fspath(self.path.parent))
+            self.close()
+
+    def close(self) -> None:
+        """Give up the lock."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+def _open_locked(path: Path) -> int:
+    while True:
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise store_error(error, f"opening the journal {path}") from error
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                owner = _owner(_read_all(fd), path)
+                os.close(fd)
+                raise JournalBusyError(
+                    f"{owner} is at work with the journal {path}; wait until it has finished, or stop it and call again"
+                ) from None
+            # This file system has no locks.
+        try:
+            if os.path.samestat(os.fstat(fd), os.stat(path)):
+                return fd
+        except FileNotFoundError:
+            pass
+        os.close(fd)  # whoever had the lock before has just removed the file
+
+
+def _owner(data: bytes, path: Path) -> str:
+    with contextlib.suppress(JournalError):
+        for record in reversed(parse(data, os.fspath(path))[1]):
+            if "session" in record:
+                return f"process {record['session']['pid']} on {record['session']['host']}"
+    return "another process"
+
+
+def _read_all(fd: int) -> bytes:
+    size = os.fstat(fd).st_size
+    data = b""
+    while len(data) < size and (piece := os.pread(fd, size - len(data), len(data))):
+        data += piece
+    return data

@@ -1,0 +1,196 @@
+"""Kills and power failures: every tile is exactly what the journal says of it."""
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pycauset.storage import ZarrStore, create_store, open_store
+from pycauset.storage import commit as commit_module
+from pycauset.storage import journalfile as journalfile_module
+from pycauset.storage import staging as staging_module
+from pycauset.storage.journal import Journal, open_journal
+from pycauset.tiling import Rect
+
+N, CHUNK = 40, 16  # ragged: chunks of 16, 16, 8
+TILES = [Rect(r, min(r + 32, N), c, min(c + 32, N)) for r in (0, 32) for c in (0, 32)]
+REQUEST = {"operation": "fill", "arguments": {"lower": True}, "operands": {}, "threads": 2}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "a.zarr"
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng()
+
+
+def begun(path: Path, **options: object) -> tuple[Journal, ZarrStore]:
+    """A journal of a new output, begun or taken up."""
+    journal = open_journal(path, REQUEST)
+    store = journal.new_output((N, N), "float64", chunks=(CHUNK, CHUNK), **options)
+    journal.begin({"b": 32}, device="cpu")
+    return journal, store
+
+
+def contents(store: ZarrStore, rect: Rect | None = None) -> np.ndarray:
+    rect = rect or Rect(0, *store.shape[:1], 0, store.shape[1])
+    out = np.full(rect.shape, np.nan, store.dtype)
+    store.read(rect, out)
+    return out
+
+
+def fill(journal: Journal, a: np.ndarray, generation: int = 1, tiles: list[Rect] = TILES) -> None:
+    for tile in tiles:
+        journal.write(tile, generation, tile, a[tile.slices])
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir())
+
+
+# ---- crashes ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """In memory where that can be: the tests pretend that the disk fails, it need not take part."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(prefix="pycauset-test-", dir=memory if os.access(memory, os.W_OK) else tmp_path) as name:
+        yield Path(name)
+
+
+class PowerFailure(BaseException):
+    """The machine stops here."""
+
+
+class Disk:
+    """Knows what a power failure may undo: files and names that were not synced, the end of the journal, renames."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, at: int, rng: np.random.Generator) -> None:
+        self.at, self.count, self.rng = at, 0, rng
+        self.files: set[str] = set()
+        self.names: set[str] = set()
+        self.renames: list[tuple[str, str, bytes | None]] = []
+        self.down = False
+        for module, name in (
+            (staging_module, "stage_chunk"),
+            (commit_module, "_sync"),
+            (commit_module, "_rename"),
+            (journalfile_module, "_append"),
+        ):
+            real = getattr(module, name)
+            patch.setattr(module, name, lambda *args, _real=real, _name=name, **o: self.call(_name, _real, *args, **o))
+        self.lock = threading.Lock()
+
+    def call(self, name: str, real, *args, **options):
+        with self.lock:
+            if self.down or self.count == self.at:
+                self.down = True
+                if name == "_append":
+                    os.write(args[0], args[1][: int(self.rng.integers(0, len(args[1])))])
+                raise PowerFailure
+            self.count += 1
+            old = Path(args[1]).read_bytes() if name == "_rename" and Path(args[1]).exists() else None
+            done = real(*args, **options)
+            if name == "stage_chunk":
+                self.files.add(args[0])
+                self.names.add(args[0])
+            elif name == "_rename":
+                self.renames.append((args[0], args[1], old))
+            elif name == "_sync":
+                self.files.discard(args[0])
+                self.names = {path for path in self.names if os.path.dirname(path) != args[0]}
+                self.renames = [r for r in self.renames if os.path.dirname(r[0]) != args[0]]
+            return done
+
+    def fail(self) -> None:
+        """Lose some of what may be lost."""
+        for _ in range(int(self.rng.integers(0, len(self.renames) + 1))):
+            staged, final, old = self.renames.pop()
+            shutil.copyfile(final, staged)
+            if old is None:
+                os.unlink(final)
+            else:
+                Path(final).write_bytes(old)
+        for path in self.files | self.names:
+            if os.path.exists(path):
+                if path in self.names and self.rng.random() < 0.5:
+                    os.unlink(path)
+                elif path in self.files:
+                    os.truncate(path, int(self.rng.integers(0, os.path.getsize(path))))
+
+
+@pytest.mark.parametrize("in_place", [False, True], ids=["new", "in place"])
+def test_after_a_power_failure_each_tile_is_what_the_journal_says(folder: Path, in_place: bool) -> None:
+    seed = int(np.random.default_rng().integers(2**32))
+    rng = np.random.default_rng(seed)
+    failures = 0
+    for trial in range(30):
+        path = folder / f"{trial}.zarr"
+        versions = rng.standard_normal((4, N, N))
+        if in_place:
+            with create_store(path, (N, N), "float64", chunks=(CHUNK, CHUNK)) as made:
+                made.write(Rect(0, N, 0, N), versions[0])
+                made.commit()
+        for at in (int(rng.integers(0, 130)), int(rng.integers(0, 60)), None):
+            with pytest.MonkeyPatch.context() as patch:
+                journal = open_journal(path, REQUEST)
+                if in_place:
+                    store = journal.in_place(open_store(path, unfinished=True))
+                else:
+                    store = journal.new_output((N, N), "float64", chunks=(CHUNK, CHUNK))
+                for tile in TILES:
+                    generation = journal.generation(tile)
+                    if generation or in_place:
+                        np.testing.assert_array_equal(
+                            contents(store, tile), versions[generation][tile.slices], f"seed {seed}, trial {trial}"
+                        )
+                journal.begin({})
+                if at is None:
+                    break
+                disk = Disk(patch, at, rng)
+                with contextlib.suppress(PowerFailure):
+                    for generation in (1, 2, 3):
+                        for tile in TILES:
+                            if journal.generation(tile) < generation:
+                                journal.write(tile, generation, tile, versions[generation][tile.slices])
+                                if rng.random() < 0.5:
+                                    journal.flush()
+                failures += disk.down
+                store.suspend()
+                journal._file.close()
+                disk.fail()
+        for generation in (1, 2, 3):
+            for tile in TILES:
+                if journal.generation(tile) < generation:
+                    journal.write(tile, generation, tile, versions[generation][tile.slices])
+        journal.finish()
+        np.testing.assert_array_equal(contents(store), versions[3])
+        assert names(folder) == [f"{trial}.zarr"]
+        assert sum(p.is_file() for p in path.rglob("*")) == 10
+        shutil.rmtree(path)
+    assert failures > 15
+
+
+@pytest.mark.parametrize("what", ["steps", "random"])
+@pytest.mark.parametrize("mode", ["new", "in_place"])
+def test_killed_at_any_moment_each_tile_is_what_the_journal_says(folder: Path, mode: str, what: str) -> None:
+    seed = int(np.random.default_rng().integers(2**32))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OPENBLAS_NUM_THREADS": "1"}
+    script = Path(__file__).with_name("crash_journal.py")
+    done = subprocess.run(
+        [sys.executable, script, folder, mode, what, str(seed)], capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == 0, f"seed {seed}\n{done.stderr[-4000:]}"
+    assert int(done.stdout) >= 50
