@@ -11,6 +11,8 @@ import functools
 import os
 from typing import Any
 
+from pycauset.errors import DeviceError
+
 __all__ = ["Cusolver", "CusolverError"]
 
 _NAMES = ("libcusolver.so.12", "libcusolver.so.11", "libcusolver.so")
@@ -40,7 +42,13 @@ class CusolverError(RuntimeError):
 
 @functools.cache
 def _library() -> ctypes.CDLL:
-    from cupy_backends.cuda.libs import cusolver  # noqa: F401 - finds and loads the library
+    try:
+        from cupy_backends.cuda.libs import cusolver  # noqa: F401 - finds and loads the library
+    except ImportError as error:  # CuPy itself runs without it
+        raise DeviceError(
+            f"cuSOLVER, which factorises on the GPU, cannot be loaded: {error}; install the CUDA toolkit's libraries "
+            "(pip install 'cupy-cuda12x[ctk]' or 'cupy-cuda13x[ctk]'), or set PYCAUSET_BACKEND=cpu"
+        ) from error
 
     for name in _NAMES:
         try:
