@@ -25,6 +25,7 @@ from pycauset.devices.rates import Rates
 from pycauset.drivers.matmul_plan import MatmulLimits, MatmulPlan, MatmulProblem, plan_matmul
 from pycauset.drivers.streamer import has_no_chunks
 from pycauset.drivers.task import Operand, Tile, TileTask
+from pycauset.errors import MemoryLimitError
 from pycauset.hardware import cpu_info
 from pycauset.storage.base import TileStore
 from pycauset.tiling import Rect, round_up
@@ -73,8 +74,11 @@ class MatmulDriver:
         n = c.shape[1]
         self.sizes = (m, n, k)
 
-    def problem(self, device: Device) -> MatmulProblem:
-        """What the planner needs to know about the operands on this device."""
+    def problem(self, device: Device, *, whole: bool = True) -> MatmulProblem:
+        """What the planner needs to know about the operands on this device.
+
+        ``whole``: tiles are to be whole chunks also where one chunk spans an axis and its parts cost as much as all of it.
+        """
         m, n, k = self.sizes
         unified = device.unified
         reached = tuple(device.reaches(store, self.dtype) for store in self.stores)
@@ -85,7 +89,7 @@ class MatmulDriver:
             n,
             k,
             self.dtype,
-            units=self._units(reached),
+            units=self._units(reached, whole),
             slotless=(reached[0], reached[1], reached[2]) if unified else none,
             hostless=(reached[0], reached[1], reached[2]) if not unified else none,
             disk_itemsize=(disk[0], disk[1], disk[2]),
@@ -101,29 +105,38 @@ class MatmulDriver:
         h, w = self.stores[operand].chunks
         return (w, h) if operand < 2 and (self.op_a, self.op_b)[operand] != "N" else (h, w)
 
-    def _units(self, reached: Sequence[bool]) -> tuple[int, int, int]:
+    def _units(self, reached: Sequence[bool], whole: bool) -> tuple[int, int, int]:
         """Multiples for tile sides: whole chunks of C first (it is written), then of A and B as far as they agree."""
         c = self.stores[2]
         reached = [free or has_no_chunks(store) for free, store in zip(reached, self.stores, strict=True)]
         (ah, aw), (bh, bw) = self._grain(0), self._grain(1)
         m, n, k = self.sizes
 
-        def agree(size: int, *sides: tuple[int, bool]) -> int:
+        a_whole, b_whole = (whole and store.whole_chunks for store in self.stores[:2])
+
+        def agree(size: int, *sides: tuple[int, bool, bool]) -> int:
             unit = 1
-            for side, free in sides:
-                if not free and side < size:
+            for side, free, spans in sides:
+                if not free and (side < size or spans):
+                    side = max(1, min(side, size))
                     unit = max(unit, side) if unit % side == 0 or side % unit == 0 else unit
             return unit
 
         return (
-            agree(m, (c.chunks[0], reached[2]), (ah, reached[0])),
-            agree(n, (c.chunks[1], reached[2]), (bw, reached[1])),
-            agree(k, (aw, reached[0]), (bh, reached[1])),
+            agree(m, (c.chunks[0], reached[2], False), (ah, reached[0], a_whole)),
+            agree(n, (c.chunks[1], reached[2], False), (bw, reached[1], b_whole)),
+            agree(k, (aw, reached[0], a_whole), (bh, reached[1], b_whole)),
         )
 
     def plan(self, device: Device, limits: MatmulLimits, rates: Rates) -> MatmulPlan:
         """Choose tiles, block and order; MemoryLimitError with the numbers when nothing fits."""
-        return plan_matmul(self.problem(device), limits, rates, unified=device.unified, piece=self.piece_bytes(device))
+        piece = self.piece_bytes(device)
+        try:
+            return plan_matmul(self.problem(device), limits, rates, unified=device.unified, piece=piece)
+        except MemoryLimitError:
+            if not any(store.whole_chunks for store in self.stores[:2]):
+                raise
+            return plan_matmul(self.problem(device, whole=False), limits, rates, unified=device.unified, piece=piece)
 
     def piece_bytes(self, device: Device) -> int:
         """Bytes of the largest piece that travels between a store and a host slot."""

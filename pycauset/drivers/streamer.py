@@ -21,7 +21,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from time import perf_counter
 from types import TracebackType
@@ -35,6 +35,7 @@ from pycauset.drivers.cache import IN_PLACE, Action, CachePlanner, Load, Run, Sa
 from pycauset.drivers.generations import Generations
 from pycauset.drivers.task import Barrier, Operand, Tile, TileTask
 from pycauset.drivers.timeline import StreamStatistics, write_timeline
+from pycauset.errors import MemoryLimitError
 from pycauset.storage.base import TileStore
 from pycauset.tiling import Rect, cut, round_up
 
@@ -205,7 +206,11 @@ class AsyncStreamer:
         if temporary:
             self._tickets.append(self._scope.require("host", temporary, owner="buffers for tiles that need converting"))
         for store, unit, _ in _sources(self.device, self._operands):
-            self._keeping.enter_context(store.keeping(store.kept_bytes(unit)))
+            kept = store.kept_bytes(unit)
+            if kept:  # it saves decoding twice; no work fails without it
+                with suppress(MemoryLimitError):
+                    self._tickets.append(self._scope.require("host", kept, owner=f"chunks of {store} that are read in parts"))
+                    self._keeping.enter_context(store.keeping(kept))
 
     def _pin_ahead(self) -> None:
         """Bring host slabs into being before their first use: pinning is about as slow as the disk that fills them."""
@@ -224,7 +229,7 @@ class AsyncStreamer:
         largest = 0
         for store, unit, dtype in _sources(device, operands):
             largest = max(largest, store.temporary_bytes(unit, dtype))
-        return largest * (readers + writers) + sum(store.kept_bytes(unit) for store, unit, _ in _sources(device, operands))
+        return largest * (readers + writers)
 
     def _stop(self) -> None:
         """Let every lane come to rest. After a failure what is queued is skipped, not run."""

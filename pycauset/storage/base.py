@@ -13,6 +13,7 @@ import math
 import os
 import threading
 from collections.abc import Hashable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Protocol, Self
@@ -196,6 +197,8 @@ class TileStore(abc.ABC):
         Logical element type, native-endian.
     chunks : (int, int)
         The rectangle that the store handles best.
+    whole_chunks : bool
+        Whether reading a part of a chunk costs as much as the whole one: it has to be decoded.
     structure : str
         ``"full"``; ``"lower"`` or ``"upper"`` (the other triangle is zero and not stored); ``"symmetric"``,
         ``"hermitian"`` or ``"skew"`` (the lower triangle's chunks are stored, the others are computed from them).
@@ -214,6 +217,7 @@ class TileStore(abc.ABC):
     structure: str = "full"
     path: Path | None = None
     writable: bool = False
+    whole_chunks: bool = False
     identity: tuple[Hashable, ...]
     attributes: dict[str, Any]
 
@@ -316,6 +320,14 @@ class TileStore(abc.ABC):
         array and the store. A buffer that the thread keeps for its next call is counted every time.
         """
         return 0
+
+    def kept_bytes(self, shape: tuple[int, int]) -> int:
+        """Bytes that are worth keeping from one read to the next, all threads together, when such rectangles are read."""
+        return 0
+
+    def keeping(self, nbytes: int) -> AbstractContextManager[None]:
+        """While the block runs, keep up to so many bytes from one read to the next: nobody else changes the data meanwhile."""
+        return nullcontext()
 
     def begin_write(self) -> None:
         """Make a finished store an output: it stops looking finished, to any reader, until :meth:`commit`.

@@ -1,6 +1,7 @@
 """Arrays of other libraries: compressed, sharded or remote Zarr, HDF5 datasets, anything with shape, dtype and [].
 
 Their own library reads them; a rectangle is cut along their chunks, so that no more than a few chunks are decoded at a time.
+A part of a chunk costs them a whole one: then the chunks around it are decoded and kept, for the parts that follow.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import math
 import os
 import sys
 import threading
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Final
@@ -20,13 +22,14 @@ from numpy.typing import DTypeLike, NDArray
 from pycauset.errors import CorruptTileError, PycausetError, ShapeError, StoreError, StoreNotFoundError
 from pycauset.storage.array import row_chunks
 from pycauset.storage.base import Footprint, TileStore, element_type, place, store_error
-from pycauset.tiling import Rect, ceil_div, pieces
+from pycauset.tiling import Rect, ceil_div, pieces, round_up
 
 __all__ = ["ForeignStore", "open_zarr"]
 
 _UNIT_BYTES: Final = 8 << 20
 _HDF5_CACHE_BYTES: Final = 1 << 20
-
+#: Decoded chunks that a store keeps; one that is larger by itself is kept alone, up to the second figure.
+_KEPT_BYTES, _KEPT_CHUNK_BYTES = 16 << 20, 256 << 20
 
 _hdf5_lock: Final = threading.Lock()
 
@@ -60,6 +63,10 @@ class ForeignStore(TileStore):
         self._grain = _grain(array, self._column)
         self.chunks = _unit(self.shape, self.dtype, self._grain)
         self.attributes = {}
+        self.whole_chunks = self._grain is not None
+        self._kept: dict[Rect, NDArray[Any]] = {}
+        self._grants: list[int] = []
+        self._kept_lock = threading.Lock()
         self._lock: AbstractContextManager[Any] = _lock_of(array, self._kind)
         self._write_lock = threading.Lock()
         self._place, self.path = _where(array, self._kind)
@@ -70,23 +77,69 @@ class ForeignStore(TileStore):
     def temporary_bytes(self, shape: tuple[int, int], dtype: DTypeLike) -> int:
         """An estimate from above: the libraries do not tell. Zarr holds encoded and decoded chunks beside the result."""
         unit = math.prod(min(n, c) for n, c in zip(shape, self.chunks, strict=True)) * self.dtype.itemsize
-        whole = max(unit, math.prod(self._grain or (0, 0)) * self.dtype.itemsize)
+        whole = max(unit, self._grain_bytes())
         if self._kind == "zarr":
             return 4 * whole
         return 2 * whole + (_HDF5_CACHE_BYTES if self._kind == "h5py" else 0)
 
+    def kept_bytes(self, shape: tuple[int, int]) -> int:
+        if all(n % c == 0 or n >= size for n, c, size in zip(shape, self._grain or (1, 1), self.shape, strict=True)):
+            return 0
+        grain = self._grain_bytes()
+        return 0 if grain > _KEPT_CHUNK_BYTES else min(max(_KEPT_BYTES, grain), 2 * self.nbytes)  # blocks may overlap
+
+    @contextlib.contextmanager
+    def keeping(self, nbytes: int) -> Iterator[None]:
+        with self._kept_lock:
+            self._grants.append(nbytes)
+        try:
+            yield
+        finally:
+            with self._kept_lock:
+                self._grants.remove(nbytes)
+                self._make_room(0)
+
+    def _grain_bytes(self) -> int:
+        return math.prod(map(min, self._grain or (0, 0), self.shape)) * self.dtype.itemsize
+
     def _read(self, rect: Rect, out: NDArray[Any]) -> None:
         for _, _, part in pieces(rect, self.chunks):
             dest = out[part.shift(-rect.r0, -rect.c0).slices]
-            try:
-                with self._lock:
-                    self._fetch(part, dest)
-            except (PycausetError, MemoryError):
-                raise
-            except Exception as error:
-                raise self._typed(error, part) from error
-            if self._present is not None:
-                self._present.check(part, self._column)
+            around = self._around(part)
+            if around == part or around.size * self.dtype.itemsize > sum(self._grants):
+                self._load(part, dest)
+                continue
+            with self._kept_lock:  # also while it is decoded: whoever wants another part of these chunks waits for it
+                block = self._kept.pop(around, None)
+                if block is None:
+                    self._make_room(around.size * self.dtype.itemsize)
+                    block = np.empty(around.shape, self.dtype)
+                    self._load(around, block)
+                self._kept[around] = block  # at the end: used last
+                place(dest, block[part.shift(-around.r0, -around.c0).slices])
+
+    def _around(self, part: Rect) -> Rect:
+        """The whole chunks that a rectangle touches."""
+        h, w = self._grain or (1, 1)
+        rows, cols = self.shape
+        return Rect(part.r0 // h * h, min(round_up(part.r1, h), rows), part.c0 // w * w, min(round_up(part.c1, w), cols))
+
+    def _make_room(self, nbytes: int) -> None:
+        """Forget the chunks that were not used for longest."""
+        held = sum(block.nbytes for block in self._kept.values())
+        while self._kept and held + nbytes > sum(self._grants):
+            held -= self._kept.pop(next(iter(self._kept))).nbytes
+
+    def _load(self, part: Rect, dest: NDArray[Any]) -> None:
+        try:
+            with self._lock:
+                self._fetch(part, dest)
+        except (PycausetError, MemoryError):
+            raise
+        except Exception as error:
+            raise self._typed(error, part) from error
+        if self._present is not None:
+            self._present.check(part, self._column)
 
     def _fetch(self, rect: Rect, dest: NDArray[Any]) -> None:
         index = rect.slices[:1] if self._column else rect.slices
@@ -118,6 +171,8 @@ class ForeignStore(TileStore):
         try:
             with alone, self._lock:
                 self._array[index] = values[:, 0] if self._column else values
+            with self._kept_lock:
+                self._kept.clear()
         except (PycausetError, MemoryError):
             raise
         except Exception as error:

@@ -13,8 +13,10 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import pycauset
 from pycauset.errors import CorruptTileError, DtypeError, ShapeError, StoreError, StoreNotFoundError, StorePermissionError
-from pycauset.storage import ForeignStore, TileStore, ZarrStore, as_store, open_store
+from pycauset.operations import copy_into
+from pycauset.storage import ForeignStore, TileStore, ZarrStore, as_store, create_store, open_store
 from pycauset.storage import foreign as foreign_module
 from pycauset.tiling import Rect
 
@@ -251,3 +253,94 @@ def test_a_closed_hdf5_dataset_is_named_at_once(tmp_path: Path) -> None:
         dataset = file.create_dataset("x", data=A)
     with pytest.raises(StoreError, match="closed"):
         as_store(dataset)
+
+
+class Chunked:
+    """An array that decodes whole chunks, whatever part is asked for; counts the elements that it decodes."""
+
+    def __init__(self, array: np.ndarray, chunks: tuple[int, int]) -> None:
+        self.array, self.chunks, self.decoded = array, chunks, 0
+        self.shape, self.dtype = array.shape, array.dtype
+
+    def __getitem__(self, index: tuple[slice, slice]) -> np.ndarray:
+        spans = [range(k.start // c, -(-k.stop // c)) for k, c in zip(index, self.chunks, strict=True)]
+        for i in spans[0]:
+            for j in spans[1]:
+                self.decoded += self.array[i * self.chunks[0] : (i + 1) * self.chunks[0], j * self.chunks[1] :][
+                    :, : self.chunks[1]
+                ].size
+        return self.array[index]
+
+
+N = 1103
+ONE_CHUNK_ALONG_AN_AXIS = [(1, N), (N, 1), (N, N), (7, N), (N, 7), (N, 400)]
+
+
+@pytest.mark.parametrize("chunks", ONE_CHUNK_ALONG_AN_AXIS, ids=str)
+@pytest.mark.parametrize("call", ["A @ b", "b @ A", "A.T @ b", "A + 1", "A.sum()", "A.to_numpy()", "save"])
+def test_a_streamed_operation_decodes_each_chunk_about_once(tmp_path: Path, chunks: tuple[int, int], call: str) -> None:
+    a, b = np.random.default_rng().standard_normal((2, N, N))
+    source = Chunked(a, chunks)
+    A = pycauset.asmatrix(source)
+    if call == "save":
+        store = create_store(tmp_path / "a.zarr", a.shape, a.dtype, chunks=(256, 256))
+        copy_into(A, store, owner="save")
+        np.testing.assert_array_equal(pycauset.open(tmp_path / "a.zarr").to_numpy(), a)
+    else:
+        found, expected = (eval(call, {"A": x, "b": b}) for x in (A, pycauset.asmatrix(a)))
+        np.testing.assert_allclose(np.asarray(found), np.asarray(expected), rtol=1e-9, atol=1e-9)
+    assert 0 < source.decoded <= 2 * a.size
+    assert not A.store._kept
+
+
+@pytest.mark.parametrize("chunks", [(1, N), (N, 1), (7, N), (N, 7)], ids=str)
+@pytest.mark.parametrize("call", ["A @ b", "A.T @ b"])
+def test_a_product_under_a_limit_decodes_what_it_reads_and_no_more(chunks: tuple[int, int], call: str) -> None:
+    a, b = np.random.default_rng().standard_normal((2, N, N))
+    source = Chunked(a, chunks)
+    read = 0
+
+    class Counted(ForeignStore):
+        def _read(self, rect: Rect, out: np.ndarray) -> None:
+            nonlocal read
+            read += rect.size
+            super()._read(rect, out)
+
+    with pycauset.settings(memory="30MB"):
+        found = eval(call, {"A": pycauset.Matrix(Counted(source)), "b": b})
+    np.testing.assert_allclose(found.to_numpy(), eval(call, {"A": a, "b": b}), rtol=1e-9, atol=1e-9)
+    assert 0 < source.decoded <= 1.1 * read
+
+
+@given(
+    m=st.integers(1, 40),
+    n=st.integers(1, 40),
+    h=st.integers(1, 45),
+    w=st.integers(1, 45),
+    grant=st.integers(0, 4000),
+    seed=st.integers(0, 2**32 - 1),
+)
+@settings(max_examples=60, deadline=None)
+def test_kept_chunks_hold_the_same_numbers_within_their_bytes(m: int, n: int, h: int, w: int, grant: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    a = rng.standard_normal((m, n))
+    store = ForeignStore(Chunked(a, (h, w)))
+    with store.keeping(grant):
+        for _ in range(8):
+            r0, r1, c0, c1 = *sorted(rng.integers(0, m + 1, 2).tolist()), *sorted(rng.integers(0, n + 1, 2).tolist())
+            np.testing.assert_array_equal(contents(store, Rect(r0, r1, c0, c1)), a[r0:r1, c0:c1])
+            assert sum(block.nbytes for block in store._kept.values()) <= grant
+    assert not store._kept
+
+
+def test_nothing_is_kept_between_operations_or_over_a_write(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        dataset = file.create_dataset("x", data=A, chunks=(37, 53), compression="gzip")
+        store = as_store(dataset)
+        assert contents(store, Rect(0, 1, 0, 1)) == A[0, 0]
+        dataset[0, 0] = 5.0
+        assert contents(store, Rect(0, 1, 0, 1)) == 5.0
+        with store.keeping(1 << 20):
+            assert contents(store, Rect(1, 2, 0, 1)) == A[1, 0]
+            store.write(Rect(1, 2, 0, 1), np.full((1, 1), 7.0))
+            assert contents(store, Rect(1, 2, 0, 1)) == 7.0
