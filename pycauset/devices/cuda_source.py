@@ -48,11 +48,14 @@ __device__ double total(double mine)
     return all[0];
 }
 
-// out = real parts of the diagonal.
-extern "C" __global__ void take_diagonal(const REAL* a, long long n, long long ld, int width, REAL* out)
+// out = real parts of the diagonal; imaginary parts, which a Hermitian matrix has none of, become zero.
+extern "C" __global__ void take_diagonal(REAL* a, long long n, long long ld, int width, REAL* out)
 {
     const long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i < n) out[i] = a[(i * ld + i) * width];
+    if (i >= n) return;
+    REAL* x = a + (i * ld + i) * width;
+    out[i] = x[0];
+    if (width == 2) x[1] = 0;
 }
 
 // What came of a Cholesky factorisation; one block of 256 threads. `before` is the diagonal as it was, `info` cuSOLVER's.
