@@ -166,11 +166,7 @@ def test_convert_and_back(tmp_path: Path, rng: np.random.Generator) -> None:
     np.testing.assert_array_equal(matrix(tmp_path / "c.zarr"), values.astype("float32"))
 
 
-@pytest.mark.parametrize("piece_bytes", [1, 3_000, 32 << 20])
-def test_convert_in_pieces_of_any_size(
-    tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, piece_bytes: int
-) -> None:
-    monkeypatch.setattr("pycauset.copying._PIECE_BYTES", piece_bytes)
+def test_convert_to_chunks_of_any_size(tmp_path: Path, rng: np.random.Generator) -> None:
     values = rng.standard_normal((53, 71)) + 1j
     np.save(tmp_path / "a.npy", values)
     assert run("convert", tmp_path / "a.npy", tmp_path / "a.zarr", "--chunks", "7x11").exit_code == 0
@@ -201,7 +197,7 @@ def test_an_interrupted_copy_leaves_nothing(
     def interrupted(*args: Any, **kwargs: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pycauset.copying.as_completed", interrupted)
+    monkeypatch.setattr("pycauset.evaluate.run", interrupted)
     assert_one_line(run("convert", operands[0], tmp_path / name), 130, "interrupted")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.npy", "b.zarr"]
 
