@@ -196,6 +196,8 @@ def _bounds(p: MatmulProblem, fast: float) -> tuple[float, float]:
 # -- choosing ----------------------------------------------------------------------------------------------------------
 
 
+#: Parts of a chunk that tiles may be deep, the last only where memory is scarce: parts of chunks are read by way of buffers.
+_SHARES = (1, 2, 4)
 #: Candidates of one family of tiles that are worth an exact prediction, those that a rough one puts first.
 _SHORTLIST = 40
 
@@ -390,14 +392,35 @@ def plan_matmul(problem: MatmulProblem, limits: MatmulLimits, rates: Rates, *, u
     ------
     MemoryLimitError
         If no plan fits; the message says what the smallest one needs.
+
+    Notes
+    -----
+    Where whole chunks are too large, tiles may be a half or a quarter of a chunk deep: then a chunk of A may be read up to
+    that many times over for one use. Bytes count what is used. Tiles of C are whole chunks always, since they are written.
     """
     key = (problem, limits, rates.key, unified, piece)
     known = _known.get(key)
     if known is None:
         if len(_known) >= 64:
             _known.clear()
-        known = _known[key] = _search(problem, limits, rates, unified, piece)
+        known = _known[key] = _search_thinner(problem, limits, rates, unified, piece)
     return known
+
+
+def _search_thinner(problem: MatmulProblem, limits: MatmulLimits, rates: Rates, unified: bool, piece: int) -> MatmulPlan:
+    for share in _SHARES:
+        try:
+            return _search(_thinner(problem, share), limits, rates, unified, piece)
+        except MemoryLimitError:
+            if share == _SHARES[-1]:
+                raise
+    raise AssertionError("_SHARES is not empty")
+
+
+def _thinner(p: MatmulProblem, share: int) -> MatmulProblem:
+    """The problem with tiles that need only be this part of a chunk deep, where chunks can be cut so."""
+    unit = p.units[2]
+    return replace(p, units=(*p.units[:2], unit // share)) if unit % share == 0 else p
 
 
 _known: dict[tuple[object, ...], MatmulPlan] = {}
@@ -487,9 +510,9 @@ def _refusal(p: MatmulProblem, limits: MatmulLimits, unified: bool, piece: int) 
     # Tiles thinner than this are not tried along n and k.
     tile_n, tile_k = (max(u, min(s, round_up(32, u))) for u, s in ((unit_n, p.n), (unit_k, p.k)))
     tile_m = tile_n if p.rank_k else unit_m
-    need = sum(
-        count * round_up(size * es, 4096) for count, size in ((2, tile_m * tile_k), (3, tile_k * tile_n), (3, tile_m * tile_n))
-    )
+    counts = (2, 3, 2 if unified else 3)
+    sizes = (tile_m * tile_k, tile_k * tile_n, tile_m * tile_n)
+    need = sum(count * round_up(size * es, 4096) for count, size in zip(counts, sizes, strict=True))
     where = "memory=" if unified else "gpu_memory="
     text = (
         f"a product of shape ({p.m}, {p.k}) @ ({p.k}, {p.n}) in {p.dtype} needs at least {format_bytes(need)} "
@@ -498,5 +521,5 @@ def _refusal(p: MatmulProblem, limits: MatmulLimits, unified: bool, piece: int) 
     if not unified and not all(p.hostless):
         text += f", and memory= leaves {format_bytes(limits.host)} for host slots of {format_bytes(piece)}, "
         text += "of which two tiles take several"
-    now = f"{unit_m} × {unit_k} and {unit_k} × {unit_n}"
-    return text + f"; raise the limit, or store the operands in smaller chunks (now {now})"
+    now = " and ".join(f"{h} × {w}" for h, w in (g for g in p.grain[:2] if g is not None))
+    return text + "; raise the limit" + (f", or store the operands in smaller chunks (now {now})" if now else "")

@@ -59,9 +59,10 @@ class _Product:
 
     def limits(self) -> Limits:
         """What the operation may take; a new result in RAM counts under ``memory``."""
-        return operation_limits(self.memory, self.gpu_memory, result=self._result_bytes())
+        return operation_limits(self.memory, self.gpu_memory, result=self.result_bytes())
 
-    def _result_bytes(self) -> int:
+    def result_bytes(self) -> int:
+        """Bytes of a new result in RAM."""
         return _nbytes(self.layout) if self.fresh and in_memory(self.out) is not None else 0
 
 
@@ -132,7 +133,7 @@ def _plan(product: _Product, *, thorough: bool = False) -> tuple[SolverPlan, Mat
         on_cpu = product.flops / profile.gemm_rate("cpu", layout.compute, 1000.0)
         if backend != "auto" or not gpu_cold or on_cpu >= profile.gpu.start_seconds:
             gpu = devices.pretended_gpu(profile, layout.compute) or devices.gpu()
-    driver = product.driver()
+    driver, limits = product.driver(), product.limits()
     routes = matmul_routes(
         product.a,
         product.b,
@@ -144,13 +145,14 @@ def _plan(product: _Product, *, thorough: bool = False) -> tuple[SolverPlan, Mat
         cpu=devices.cpu(),
         gpu=gpu,
         gpu_cold=gpu_cold,
-        limits=product.limits(),
+        limits=limits,
         backend=backend,
         thorough=thorough,
         only=product.route,
     )
     flops = driver.problem(devices.cpu()).flops
-    return SolverPlan("matmul", layout, product.a.shape[1], routes, flops, backend), driver
+    depth, in_ram = product.a.shape[1], product.result_bytes()
+    return SolverPlan("matmul", layout, depth, routes, flops, backend, limits, in_ram), driver
 
 
 def multiply(

@@ -63,6 +63,10 @@ class SolverPlan:
         All routes, the fastest first.
     flops : float
         Floating-point operations of the product.
+    limits : Limits
+        What the routes were planned within.
+    result_bytes : int
+        Host memory of the result, if it is a new array in RAM; beside what the route takes.
     """
 
     operation: str
@@ -71,6 +75,8 @@ class SolverPlan:
     routes: tuple[Route, ...]
     flops: float
     forced: str = "auto"
+    limits: Limits | None = None
+    result_bytes: int = 0
 
     @property
     def route(self) -> Route:
@@ -89,13 +95,25 @@ class SolverPlan:
                 if any(route.plan is None and "memory" in route.refused for route in self.routes)
                 else BackendError
             )
-            raise kind(f"{self.operation} of shape {self.layout.shape} has no way through: {reasons}")
+            reserve = f"; {self._reserve()}" if kind is MemoryLimitError and self._reserve() else ""
+            raise kind(f"{self.operation} of shape {self.layout.shape} has no way through: {reasons}{reserve}")
         return best
 
     @property
     def seconds(self) -> float:
         """Predicted seconds of the chosen route."""
         return self.route.seconds
+
+    def _reserve(self) -> str:
+        """What of the operation's limit is not for tiles, and why."""
+        limits = self.limits
+        if limits is None or limits.memory is None:
+            return ""
+        result = f" and {format_bytes(self.result_bytes)} hold the result" if self.result_bytes else ""
+        return (
+            f"of memory={format_bytes(limits.memory + self.result_bytes)}, {format_bytes(limits.reserve)} are kept for "
+            f"Python's modules, thread stacks and BLAS buffers{result}"
+        )
 
     def explain(self) -> str:
         """Predicted seconds, bytes on each link against the lower bound, memory, and why this route won."""
@@ -123,14 +141,16 @@ class SolverPlan:
             link = "disk" if plan.unified else "PCIe"
             if plan.link_bytes:
                 lines.append(
-                    f"{link}: {format_bytes(plan.link_bytes)}, {plan.link_bytes / plan.bound:.2f} × the lower bound "
-                    f"with every input read and the output written once ({format_bytes(plan.bound)})"
+                    f"{link}: {format_bytes(plan.link_bytes)}, {plan.link_bytes / plan.least:.2f} × the lower bound, "
+                    f"which is {format_bytes(plan.least)} here"
                 )
             if not plan.unified and plan.disk_read + plan.disk_write:
                 lines.append(f"disk: {format_bytes(plan.disk_read)} read, {format_bytes(plan.disk_write)} written")
         lines.append(
             f"memory: {format_bytes(best.host_bytes)} host"
+            + (f" and {format_bytes(self.result_bytes)} for the result" if self.result_bytes else "")
             + (f", {format_bytes(best.device_bytes)} GPU" if best.device_bytes else "")
+            + (f" ({self._reserve()})" if self._reserve() else "")
         )
         why = "forced" if self.forced != "auto" else "the least predicted time"
         others = [f"{r.name} {'cannot: ' + r.refused if r.refused else format_seconds(r.seconds)}" for r in self.routes[1:]]

@@ -15,6 +15,7 @@ from pycauset.drivers.matmul import MatmulDriver
 from pycauset.drivers.matmul_plan import MatmulLimits, MatmulProblem, lower_bound, plan_matmul
 from pycauset.drivers.streamer import AsyncStreamer
 from pycauset.errors import MemoryLimitError
+from pycauset.units import format_bytes
 from tests.drivers.fakes import PROFILE, FakeGpu, Hidden, fresh_governor, stream
 
 F64 = np.dtype("float64")
@@ -163,14 +164,27 @@ def test_rank_k_moves_fewer_bytes_and_does_half_the_work(kind):
 def test_a_refusal_carries_the_numbers(kind):
     chunk = 1024
     problem = MatmulProblem(5000, 6000, 7000, F64, units=(chunk,) * 3, grain=((chunk, chunk),) * 3)
+    need = (5 * 1024 * 256 + (2 if kind == "cpu" else 3) * 1024 * 1024) * 8  # a quarter of a chunk deep
+    unified = kind == "cpu"
+    assert plan_matmul(problem, MatmulLimits(need, 1 << 30), rates(kind), unified=unified).tile[2] == 256
     with pytest.raises(MemoryLimitError) as caught:
-        plan_matmul(problem, MatmulLimits(20 << 20, 1 << 30), rates(kind), unified=kind == "cpu")
+        plan_matmul(problem, MatmulLimits(need - 4096, 1 << 30), rates(kind), unified=unified)
     text = str(caught.value)
     assert "(5000, 7000) @ (7000, 6000) in float64" in text
-    assert "67.1 MB" in text  # eight tiles of 8 MiB
-    assert "21.0 MB" in text
-    assert ("memory=" if kind == "cpu" else "gpu_memory=") in text
-    assert "1024 × 1024" in text
+    assert f"needs at least {format_bytes(need)}" in text
+    assert f"{'memory=' if unified else 'gpu_memory='} leaves {format_bytes(need - 4096)}" in text
+    assert "raise the limit, or store the operands in smaller chunks (now 1024 × 1024" in text
+
+
+@pytest.mark.parametrize("kind", ["cpu", "gpu"])
+def test_parts_of_chunks_are_for_want_of_memory_alone(kind):
+    problem = MatmulProblem(9000, 9000, 9000, F64, units=(1024,) * 3, grain=((1024, 1024),) * 3)
+    depths = [
+        plan_matmul(problem, MatmulLimits(limit * 10**6, 4 << 30), rates(kind), unified=kind == "cpu").tile[2]
+        for limit in (30 if kind == "cpu" else 40, 50, 100, 2000)
+    ]
+    assert depths[:2] == [256, 512]
+    assert not any(depth % 1024 for depth in depths[2:])
 
 
 @pytest.mark.parametrize("limit", range(60, 140, 4))

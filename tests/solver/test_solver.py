@@ -197,9 +197,30 @@ def test_explanation():
     assert "matmul: (9000, 8000) @ (8000, 7000) -> float64" in text
     assert re.search(r"route: streamed NumPy, about [\d.]+ (s|ms|min)", text)
     assert re.search(r"disk: [\d.]+ GB, [\d.]+ × the lower bound", text)
+    ratio = re.search(r"disk: [\d.]+ GB, ([\d.]+) × the lower bound", text)
+    assert float(ratio[1]) >= 1
     assert re.search(r"memory: [\d.]+ MB host", text)
     assert "why: forced; NumPy in core cannot: its arrays take 1.53 GB" in text
     assert route.host_bytes <= 800 * 10**6
+
+
+def test_what_a_limit_is_spent_on_beside_tiles():
+    a, b = phantom((3000, 3000)), phantom((3000, 3000))
+    text = plan("matmul", a, b, memory="400MB").explain()
+    assert "and 72.0 MB for the result" in text
+    assert "of memory=400 MB, 75.5 MB are kept for Python's modules, thread stacks and BLAS buffers and 72.0 MB hold" in text
+    assert "kept for" not in plan("matmul", a, b).explain()
+    with pytest.raises(MemoryLimitError, match=r"of memory=20\.0 MB, 10\.0 MB are kept for Python's modules"):
+        assert plan("matmul", phantom((9000, 9000)), phantom((9000, 9000)), memory="20MB", out_on_disk=True).route
+
+
+def test_chunks_larger_than_the_limit_likes_are_read_in_parts(tmp_path):
+    rng = np.random.default_rng(57)
+    a, b = rng.standard_normal((1030, 2060)), rng.standard_normal((2060, 1040))
+    stores = [on_disk(tmp_path / name, x, chunks=(1024, 1024)) for name, x in (("a", a), ("b", b))]
+    out = create_store(tmp_path / "c", (1030, 1040), "float64", chunks=(1024, 1024))
+    multiply(*map(Factor, stores), out=out, memory="100MB")
+    assert np.allclose(read(open_store(tmp_path / "c")), a @ b, rtol=0, atol=1e-9)
 
 
 def test_only_matmul_has_a_plan():
