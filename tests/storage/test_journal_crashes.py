@@ -194,3 +194,34 @@ def test_killed_at_any_moment_each_tile_is_what_the_journal_says(folder: Path, m
     )
     assert done.returncode == 0, f"seed {seed}\n{done.stderr[-4000:]}"
     assert int(done.stdout) >= 50
+
+
+@pytest.mark.parametrize("pending", ["whole", "damaged"])
+def test_a_pending_chunk_takes_its_place_only_if_it_is_whole(
+    path: Path, rng: np.random.Generator, pending: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a = rng.standard_normal((N, N))
+    journal, _ = begun(path)
+    fill(journal, -a, tiles=TILES[1:2])
+    journal.flush()
+
+    def killed(source: str, target: str) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(commit_module, "_rename", killed)
+        fill(journal, a, generation=2, tiles=TILES[:2])
+        with pytest.raises(KeyboardInterrupt):
+            journal.flush()
+    journal.suspend()
+    waiting = sorted(path.parent.rglob("*.g2.pending"))
+    assert len(waiting) == 6
+    if pending == "damaged":
+        data = bytearray(waiting[2].read_bytes())  # chunk (0, 2), of the second tile
+        data[int(rng.integers(0, len(data)))] ^= 1
+        waiting[2].write_bytes(data)
+    journal, store = begun(path)
+    assert [journal.generation(tile) for tile in TILES[:2]] == [2, 2 if pending == "whole" else 0]
+    np.testing.assert_array_equal(contents(store, TILES[0]), a[TILES[0].slices])
+    assert not list(path.parent.rglob("*.pending"))
+    journal.discard()
