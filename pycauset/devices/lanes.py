@@ -196,15 +196,15 @@ class ThreadLane:
                 self._failure.record(error)
             finally:
                 end = perf_counter()
+                with self._lock:  # before anybody who waits for the job can ask for the totals
+                    self._jobs += 1
+                    self._nbytes += nbytes
+                    self._busy += end - start
+                    self._stalled += start - asked
+                    if self._timeline is not None:
+                        self._timeline.append(Span(self.name, name, start, end, nbytes))
                 done.set()
                 del work, waits, done
-            with self._lock:
-                self._jobs += 1
-                self._nbytes += nbytes
-                self._busy += end - start
-                self._stalled += start - asked
-                if self._timeline is not None:
-                    self._timeline.append(Span(self.name, name, start, end, nbytes))
 
     def statistics(self) -> LaneStatistics:
         with self._lock:

@@ -20,9 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = ["predict"]
 
-#: Rate of kernels on triangular tiles (trsm, trmm, trtri) to that of gemm.
-_TRIANGULAR_RATE = 0.5
-
 Integers = np.ndarray[Any, np.dtype[np.int64]]
 
 
@@ -125,8 +122,8 @@ def _gram_loads(t: _Tiles, h: int) -> _Loads:
     return loads
 
 
-def _kernels(p: TriangularProblem, plan: BlockedPlan) -> tuple[tuple[int, float, float], ...]:
-    """Kernels in groups: how many, their flops all together, and their rate to gemm's."""
+def _kernels(p: TriangularProblem, plan: BlockedPlan) -> tuple[tuple[str, int, float], ...]:
+    """Kernels in groups: their name, how many, and their flops all together."""
     t = _tiles(p.n, plan.tile[0], p.forward)
     rows, cols = len(t.side), ceil_div(p.m, plan.tile[1])
     pairs, triples = rows * (rows - 1) // 2, rows * (rows - 1) * (rows - 2) // 6
@@ -136,25 +133,25 @@ def _kernels(p: TriangularProblem, plan: BlockedPlan) -> tuple[tuple[int, float,
     light = (rows if p.checks else 0) + (rows * cols if p.copies else 0)
     if p.kind in ("solve", "product"):
         return (
-            (light, 0.0, 1.0),
-            (rows * cols, unit * squares * p.m, _TRIANGULAR_RATE),
-            (pairs * cols, unit * (n * n - squares) * p.m, 1.0),
+            ("copy", light, 0.0),
+            ("trsm" if p.kind == "solve" else "trmm", rows * cols, unit * squares * p.m),
+            ("gemm", pairs * cols, unit * (n * n - squares) * p.m),
         )
-    crossing = n * squares - cubes  # flops of the tiles that meet one triangular tile
-    rest = n**3 / 3 - cubes / 3 - crossing
+    crossing = unit * (n * squares - cubes) / 2  # flops of the tiles that meet one triangular tile, from either side
+    updates = ("gemm", triples, unit * (n**3 - cubes) / 3 - 2 * crossing)
     if p.kind == "inverse":
         return (
-            (light + rows, 0.0, 1.0),
-            (rows, unit * cubes / 3, _TRIANGULAR_RATE),
-            (2 * pairs, unit * crossing, _TRIANGULAR_RATE),
-            (triples, unit * rest, 1.0),
+            ("copy", light + rows, 0.0),
+            ("trtri", rows, unit * cubes / 3),
+            ("trsm", pairs, crossing),
+            ("trmm", pairs, crossing),
+            updates,
         )
-    light += rows + 1 + (pairs if p.adjoint_first else 0)
     return (
-        (light, 0.0, 1.0),
-        (rows, unit * cubes / 3, _TRIANGULAR_RATE),
-        (2 * pairs, unit * crossing, _TRIANGULAR_RATE),
-        (triples, unit * rest, 1.0),
+        ("copy", light + rows + 1 + (pairs if p.adjoint_first else 0), 0.0),
+        ("trmm", rows + pairs, unit * cubes / 3 + crossing),
+        ("rank_k", pairs, crossing),
+        updates,
     )
 
 
@@ -177,7 +174,7 @@ def predict(p: TriangularProblem, plan: BlockedPlan, rates: Rates) -> BlockedPla
         upload = (loads.factor + loads.first + loads.streamed + other) * es
         download = loads.written * es
     kernels = _kernels(p, plan)
-    compute = sum(number * rates.compute(flops / number / rate) for number, flops, rate in kernels if number)
+    compute = sum(number * rates.compute(flops / number, kernel) for kernel, number, flops in kernels if number)
     seconds, stages = predict_seconds(
         rates,
         unified=plan.unified,
@@ -199,7 +196,7 @@ def predict(p: TriangularProblem, plan: BlockedPlan, rates: Rates) -> BlockedPla
         disk_write=round(disk_write),
         seconds=seconds,
         stages=stages,
-        tasks=sum(number for number, _, _ in kernels),
+        tasks=sum(number for _, number, _ in kernels),
         flops=p.flops,
     )
 
