@@ -256,10 +256,13 @@ class BlockedDriver:
         Every store it reads or writes.
     dtype : numpy.dtype
         What kernels compute in.
+    plan_type : type
+        The class of its plans, to read one back from a journal.
     """
 
     stores: Sequence[TileStore]
     dtype: np.dtype[Any]
+    plan_type: type[BlockedPlan] = BlockedPlan
 
     def piece_bytes(self, device: Device) -> int:
         """Bytes of the largest piece that travels between a store and a host slot."""

@@ -6,6 +6,7 @@ come to the device, counted in elements.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,7 @@ class _Tiles:
         return self.side * below
 
 
+@functools.lru_cache(maxsize=16)
 def _tiles(n: int, b: int, forward: bool) -> _Tiles:
     side = np.full(ceil_div(n, b), b, np.int64)
     side[-1 if forward else 0] = n - b * (len(side) - 1)
@@ -97,14 +99,23 @@ def _loads(p: TriangularProblem, plan: BlockedPlan) -> _Loads:
         loads.other, loads.written = m * (int(t.start[starts].sum()) + n), n * m
     else:
         loads.written = int(n * n + t.squares[-1]) // 2
-        for left in range(0, rows, w):
-            right = min(left + w, rows)
-            below = np.arange(left + h, rows, h)  # first rows of the blocks past the first
-            corner = np.minimum(below, right)
-            square = (t.start[below] - t.start[corner]) * (t.start[right] - t.start[left])
-            triangle = ((t.start[corner] - t.start[left]) ** 2 + t.squares[corner] - t.squares[left]) // 2
-            loads.streamed += int((square + triangle).sum())
+        loads.streamed = _inverse_streamed(n, plan.tile[0], p.forward, h, w)
     return loads
+
+
+@functools.lru_cache(maxsize=1024)
+def _inverse_streamed(n: int, b: int, forward: bool, h: int, w: int) -> int:
+    """Elements of the inverse that come back for blocks below them."""
+    t = _tiles(n, b, forward)
+    rows, total = len(t.side), 0
+    for left in range(0, rows, w):
+        right = min(left + w, rows)
+        below = np.arange(left + h, rows, h)  # first rows of the blocks past the first
+        corner = np.minimum(below, right)
+        square = (t.start[below] - t.start[corner]) * (t.start[right] - t.start[left])
+        triangle = ((t.start[corner] - t.start[left]) ** 2 + t.squares[corner] - t.squares[left]) // 2
+        total += int((square + triangle).sum())
+    return total
 
 
 def _gram_loads(t: _Tiles, h: int) -> _Loads:
