@@ -206,7 +206,7 @@ def predict(plan: MatmulPlan, rates: Rates) -> MatmulPlan:
         ("download", 0.0 if plan.unified else down),
         ("disk", rates.stores(disk_read, disk_write)),
     ]
-    seconds = max(s for _, s in stages)
+    seconds = max(plan.tasks * rates.submit, *(s for _, s in stages))
     seconds += ends_seconds(p, plan, rates, disk_read > 0, disk_write > 0, unified=plan.unified)
     if not plan.unified:
         seconds += max(0, plan.host_slots * plan.host_slot_bytes - _STAGING) / rates.pin

@@ -32,8 +32,6 @@ __all__ = ["Route", "SolverPlan", "in_memory", "matmul_routes"]
 
 #: Starting lanes and planning: what a streamed product costs before its first tile.
 _STREAM_START = {"cpu": 2e-3, "gpu": 20e-3}
-#: What one task costs the thread that submits it (measured on the H200's machine): it runs beside the stages.
-_SUBMIT = 4e-5
 #: Rate of copies between the GPU and whole arrays in ordinary memory, to that of the audit's small buffer (same place).
 _WHOLE_ARRAYS = 0.75
 
@@ -323,7 +321,7 @@ def _streamed(
         plan, temporary = _plan_beside_buffers(device, driver, limits, places, rates)
     except MemoryLimitError as error:
         return _refuse(name, device.kind, str(error))
-    seconds = max(plan.seconds, plan.tasks * _SUBMIT * (not plan.unified)) + _STREAM_START[device.kind] + start
+    seconds = plan.seconds + _STREAM_START[device.kind] + start
     if not device.unified and profile.gpu is not None and not (places <= {"pinned"}):
         # Slabs are pinned as they are first used; what reads have to wait for is about the first gigabyte.
         seconds += max(0, min(plan.host_bytes, 1 << 30) - limits.kept) / profile.gpu.pin_bandwidth
