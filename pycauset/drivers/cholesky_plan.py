@@ -1,4 +1,4 @@
-"""Planning a Cholesky factorisation: variant, tiles, resident blocks, slots, and the bytes and seconds that follow. Pure arithmetic.
+"""Planning a Cholesky factorisation: variant, tiles, resident blocks, slots, and the bytes and seconds that follow. Pure.
 
 Three orders, all over square tiles of side b, T tile rows, with room for N tiles (S = N b² elements) on the device:
 
@@ -16,8 +16,8 @@ Three orders, all over square tiles of side b, T tile rows, with room for N tile
 
 References
 ----------
-.. [1] O. Beaumont, L. Eyraud-Dubois, M. Vérité and J. Langou, "I/O-optimal algorithms for symmetric linear algebra kernels",
-   SPAA 2022, arXiv:2202.10217 (algorithm LBC is the third order).
+.. [1] O. Beaumont, L. Eyraud-Dubois, M. Vérité and J. Langou, "I/O-optimal algorithms for symmetric linear algebra
+   kernels", SPAA 2022, arXiv:2202.10217 (algorithm LBC is the third order).
 .. [2] G. Ballard, J. Demmel, O. Holtz and O. Schwartz, "Communication-optimal parallel and sequential Cholesky decomposition",
    SIAM J. Sci. Comput. 32 (2010).
 """
@@ -55,8 +55,8 @@ class CholeskyProblem:
     """The matrix to be factored, as the planner sees it.
 
     ``unit`` is the multiple for tile sides that makes tiles whole chunks. ``slotless`` and ``hostless`` say whether tiles need no
-    device slots, or no host slots (both False: on disk); ``in_itemsize`` and ``out_itemsize`` are bytes of an element on disk where
-    the matrix comes from and where the factor goes.
+    device slots, or no host slots (both False: on disk); ``in_itemsize`` and ``out_itemsize`` are bytes of an element where the
+    matrix comes from and where the factor goes.
     """
 
     n: int
@@ -91,7 +91,7 @@ class CholeskyPlan(BlockedPlan):
 
 
 def lower_bound(n: float, fast: float) -> float:
-    """Fewest elements moved by a left-looking factorisation over square blocks: ``n³/(3√S)`` plus reading and writing the triangle.
+    """Fewest elements moved, left-looking over square blocks: ``n³/(3√S)`` plus reading and writing the triangle once.
 
     Examples
     --------
@@ -118,7 +118,7 @@ def task_counts(tiles: int) -> dict[str, int]:
 
 @dataclass(frozen=True, slots=True)
 class _Moved:
-    """Elements loaded to the device and saved from it, those of them that come from the origin, and what the host level spares."""
+    """Elements loaded to the device and saved from it, and those of them that the host level spares the disk."""
 
     loaded: int = 0
     saved: int = 0
@@ -128,71 +128,66 @@ class _Moved:
         return _Moved(self.loaded + other.loaded, self.saved + other.saved, self.spared + other.spared)
 
 
-def _sizes(n: int, tile: int) -> list[int]:
-    return [min(tile, n - start) for start in range(0, n, tile)]
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """n rows cut into tiles of one side, of which the last may be shorter."""
 
+    n: int
+    tile: int
 
-def _triangle(sizes: list[int], first: int, last: int) -> int:
-    """Elements of the tiles (i, j) with first ≤ j ≤ i < last."""
-    below = total = 0
-    for size in reversed(sizes[first:last]):
-        below += size
-        total += size * below
-    return total
+    @property
+    def count(self) -> int:
+        return ceil_div(self.n, self.tile)
+
+    def extent(self, first: int, last: int) -> int:
+        """Rows of tiles ``first:last``."""
+        return min(last * self.tile, self.n) - min(first * self.tile, self.n)
+
+    def triangle(self, first: int, last: int) -> int:
+        """Elements of the tiles (i, j) with first ≤ j ≤ i < last."""
+        rows = self.extent(first, last)
+        whole, ragged = divmod(rows, self.tile)
+        return self.tile**2 * whole * (whole + 1) // 2 + rows * ragged
 
 
 def moved(plan: CholeskyPlan) -> _Moved:
     """What a plan loads and saves."""
-    n, tile = plan.sizes[0], plan.tile[0]
-    sizes = _sizes(n, tile)
-    count = len(sizes)
+    rows = _Rows(plan.sizes[0], plan.tile[0])
+    count = rows.count
     if plan.variant == "right":
-        return _moved_right(sizes, plan.panel)
+        return _moved_right(rows, plan.panel)
     total = _Moved()
     for first in range(0, count, plan.panel):
         last = min(first + plan.panel, count)
-        total += _moved_panel(plan, sizes, first, last)
+        total += _moved_panel(plan, rows, first, last)
         if last < count:
-            rest = _triangle(sizes, last, count)
-            rows = loads(layout(count - last, plan.capacity, last), plan.capacity, sizes)
-            total += _Moved(rest + rows * sum(sizes[first:last]), rest)
+            rest = rows.triangle(last, count)
+            each = loads(layout(count - last, plan.capacity, last), plan.capacity, rows.tile, rows.extent(count - 1, count))
+            total += _Moved(rest + each * rows.extent(first, last), rest)
     return total
 
 
-def _moved_panel(plan: CholeskyPlan, sizes: list[int], first: int, last: int) -> _Moved:
+def _moved_panel(plan: CholeskyPlan, rows: _Rows, first: int, last: int) -> _Moved:
     """Left-looking within tile columns ``first:last``."""
-    count = len(sizes)
     height, width = plan.block
-    n = sum(sizes)
-    start = sum(sizes[:first])
-    total = _Moved()
-    done = start  # columns finished before the block
+    loaded = saved = spared = 0
     for j0 in range(first, last, width):
         j1 = min(j0 + width, last)
-        cols = sum(sizes[j0:j1])
-        depth = done - start
-        below = n - done - cols
-        passes = ceil_div(count - j1, height)
-        corner = _triangle(sizes, j0, j1)
+        cols, depth, below = rows.extent(j0, j1), rows.extent(first, j0), rows.extent(j1, rows.count)
+        passes = ceil_div(rows.count - j1, height)
+        corner = rows.triangle(j0, j1)
         block = corner + below * cols
         # The diagonal block needs its rows once, each block below its own, and the diagonal block's again.
-        total += _Moved(
-            block + cols * depth + below * depth + passes * (cols * depth + corner),
-            block,
-            passes * cols * min(depth, plan.host_keep * plan.tile[0]),
-        )
-        done += cols
-    return total
+        loaded += block + cols * depth + below * depth + passes * (cols * depth + corner)
+        saved += block
+        spared += passes * cols * min(depth, plan.host_keep * plan.tile[0])
+    return _Moved(loaded, saved, spared)
 
 
-def _moved_right(sizes: list[int], panel: int) -> _Moved:
-    count = len(sizes)
-    whole = _triangle(sizes, 0, count)
-    again = 0  # tiles that wait in the store from one panel to the next
-    for first in range(0, count, panel):
-        beyond = first + 2 * panel
-        if beyond < count:
-            again += _triangle(sizes, beyond, count)
+def _moved_right(rows: _Rows, panel: int) -> _Moved:
+    # Tiles beyond the next panel wait in the store from one panel to the next.
+    again = sum(rows.triangle(beyond, rows.count) for beyond in range(2 * panel, rows.count, panel))
+    whole = rows.triangle(0, rows.count)
     return _Moved(whole + again, whole + again)
 
 
@@ -204,8 +199,9 @@ def predict(plan: CholeskyPlan, problem: CholeskyProblem, rates: Rates) -> Chole
     p, es = problem, problem.dtype.itemsize
     volume = moved(plan)
     tile = min(plan.tile[0], p.n)
-    count = ceil_div(p.n, plan.tile[0])
-    whole = _triangle(_sizes(p.n, plan.tile[0]), 0, count)
+    rows = _Rows(p.n, plan.tile[0])
+    count = rows.count
+    whole = rows.triangle(0, count)
     kernels = task_counts(count)
     unit = (4.0 if p.dtype.kind == "c" else 1.0) * tile**3
     work = {"potrf": unit / 3, "trsm": unit, "rank_k": unit, "gemm": 2 * unit}
@@ -268,15 +264,25 @@ def _shapes(variant: str, count: int, slots: int) -> Iterator[tuple[tuple[int, i
     if not most:
         return
     splits = sorted({ceil_div(count, blocks) for blocks in range(1, count + 1) if ceil_div(count, blocks) <= most}, reverse=True)
-    for width in splits[:6]:
+    for width in splits[: 6 if variant == "left" else 2]:
         # Rows need not match columns: what is left of the slots makes blocks taller.
         height = max(1, min(count, (room - 1) // (width + 1)))
         if variant == "left":
             yield (height, width), count, slots
         else:
-            for panels in range(2, min(count, 4 * ceil_div(count, width)) + 1):
-                panel = ceil_div(count, panels)
+            for panel in _panels(count, width):
                 yield (height, min(width, panel)), panel, room
+
+
+def _panels(count: int, width: int) -> list[int]:
+    """Tile columns of a panel for the third order, near where its bytes are least.
+
+    P panels move what is left of the matrix there and back P times, ``P n²/3`` elements, and ``n³/(2P√S)`` of finished columns
+    within themselves: together least at ``P = √(3n/(2√S))``.
+    """
+    best = math.sqrt(1.5 * count / width)
+    counts = {max(2, round(best * factor)) for factor in (0.4, 0.5, 0.63, 0.8, 0.9, 1.0, 1.1, 1.25, 1.6, 2.0)}
+    return sorted({ceil_div(count, panels) for panels in counts if panels <= count}, reverse=True)
 
 
 def candidates(
@@ -326,8 +332,8 @@ def plan_cholesky(
 ) -> CholeskyPlan:
     """Choose variant, tiles and blocks.
 
-    Each variant offers its fastest plan among those near its fewest bytes; of the variants the one that moves the fewest bytes is
-    taken, and the fastest of equals.
+    Each variant offers its fastest plan among those near its fewest bytes and the bound; of the variants the one that moves the
+    fewest bytes is taken, and the fastest of equals.
 
     Parameters
     ----------
@@ -353,11 +359,16 @@ def plan_cholesky(
         plans = list(candidates(problem, limits, rates, unified, piece, name))
         if plans:
             fewest = min(_volume(plan) for plan in plans)
-            near = [plan for plan in plans if _volume(plan) <= max(_SLACK * fewest, 1.0)]
+            near = [plan for plan in plans if _volume(plan) <= fewest or _near(plan, fewest)]
             offers.append(min(near, key=lambda plan: (plan.seconds, _volume(plan))))
     if not offers:
         raise MemoryLimitError(_refusal(problem, limits, unified, piece, variant))
     return min(offers, key=lambda plan: (_volume(plan), plan.seconds))
+
+
+def _near(plan: CholeskyPlan, fewest: int) -> bool:
+    """Whether a plan moves little more than the fewest bytes of its variant, and little more than the bound."""
+    return _volume(plan) <= _SLACK * fewest and plan.link_bytes <= _SLACK * plan.bound
 
 
 def _volume(plan: CholeskyPlan) -> int:

@@ -53,7 +53,6 @@ def _rectangle(rows: Sequence[int], cols: Sequence[int]) -> Pairs:
     return [(i, j) for j in cols for i in rows if i >= j]
 
 
-@functools.lru_cache(maxsize=256)
 def layout(count: int, capacity: int, first: int = 0) -> Layout:
     """The layout of ``count`` rows with the fewest tiles of A per step, for ``capacity`` tiles in fast memory.
 
@@ -67,30 +66,47 @@ def layout(count: int, capacity: int, first: int = 0) -> Layout:
     >>> layout(143, 60).rows
     9
     """
+    rows, group, side = _best(count, capacity)
+    return Layout(first, first + count, rows, group, side)
+
+
+@functools.lru_cache(maxsize=4096)
+def _best(count: int, capacity: int) -> tuple[int, int, int]:
+    """Rows, group and side of the layout, wherever it begins."""
     side = max(1, (math.isqrt(4 * capacity - 3) - 1) // 2)
-    best = Layout(first, first + count, 0, 0, side)
-    fewest = loads(best, capacity)
+    best = (0, 0, side)
+    fewest = _loads(count, *best, capacity)
     most = (math.isqrt(8 * capacity + 1) - 1) // 2
     for rows in range(most, 2, -1):
+        if rows * (rows - 1) > count:
+            continue
         group = _group(count, rows)
         if group:
-            triangles = Layout(first, first + count, rows, group, side)
-            moved = loads(triangles, capacity)
+            moved = _loads(count, rows, group, side, capacity)
             if moved < fewest:
-                best, fewest = triangles, moved
+                best, fewest = (rows, group, side), moved
     return best
 
 
+@functools.lru_cache(maxsize=4096)
 def _group(count: int, rows: int) -> int:
     """The largest group size for blocks of so many rows: coprime to 2 … rows - 1 and at least that; 0 if there is none."""
+    product = math.prod(_primes(rows))
     for group in range(count // rows, rows - 2, -1):
-        if all(math.gcd(group, factor) == 1 for factor in range(2, rows)):
+        if math.gcd(group, product) == 1:
             return group
     return 0
 
 
-def loads(chosen: Layout, capacity: int, sizes: Sequence[int] | None = None) -> int:
-    """Rows of A to load in one step over all blocks (times the depth: elements of A); each row counts its ``sizes`` entry, or 1.
+@functools.lru_cache(maxsize=256)
+def _primes(below: int) -> tuple[int, ...]:
+    return tuple(p for p in range(2, below) if all(p % q for q in range(2, math.isqrt(p) + 1)))
+
+
+def loads(chosen: Layout, capacity: int, size: int = 1, last_size: int | None = None) -> int:
+    """Rows of A to load in one step over all blocks (times the depth: elements of A).
+
+    Each tile row counts ``size``, the last one ``last_size``, if that is given.
 
     Examples
     --------
@@ -98,24 +114,41 @@ def loads(chosen: Layout, capacity: int, sizes: Sequence[int] | None = None) -> 
     >>> loads(chosen, 60) == sum(len({x for pair in block for x in pair}) for block in blocks(chosen, 60))
     True
     """
-
-    def extent(first: int, last: int) -> int:
-        return last - first if sizes is None else sum(sizes[first:last])
-
     first, last, rows, group, side = chosen
+    total = size * _loads(last - first, rows, group, side, capacity)
+    if last_size is not None and last > first:
+        total -= (size - last_size) * _visits(last - first, rows, group, side, capacity)
+    return total
+
+
+@functools.lru_cache(maxsize=4096)
+def _loads(count: int, rows: int, group: int, side: int, capacity: int) -> int:
+    """Tile rows to load over all blocks of a layout."""
     if not rows:
         # Row block i meets every row block at or below its own once, except that the diagonal block needs its rows once.
-        blocked = -(-(last - first) // side)
-        return blocked * extent(first, last)
-    total = group * extent(first, first + rows * group)  # each row is in one block for every row of another group
-    for u in range(rows):
-        total += loads(layout(group, capacity, first + u * group), capacity, sizes)
-    start = first + rows * group
-    for i in range(start, last, side):
-        stop = min(i + side, last)
-        width = -(-(start - first) // side) + (i - start) // side + 1
-        total += extent(first, stop) + (width - 1) * extent(i, stop)
+        return -(-count // side) * count
+    start = rows * group
+    total = group * start  # each row is in one block for every row of another group
+    total += rows * _loads(group, *_best(group, capacity), capacity)
+    for i in range(start, count, side):
+        stop = min(i + side, count)
+        total += stop + (_strip(start, i, side) - 1) * (stop - i)
     return total
+
+
+def _visits(count: int, rows: int, group: int, side: int, capacity: int) -> int:
+    """Blocks of a layout in which its last row occurs."""
+    if not rows:
+        return -(-count // side)
+    start = rows * group
+    if start < count:
+        return _strip(start, start + (count - 1 - start) // side * side, side)
+    return group + _visits(group, *_best(group, capacity), capacity)
+
+
+def _strip(start: int, i: int, side: int) -> int:
+    """Square blocks from the left to the diagonal in a strip of rows from ``i`` on, beside triangles of ``start`` rows."""
+    return -(-start // side) + (i - start) // side + 1
 
 
 def blocks(chosen: Layout, capacity: int) -> Iterator[Pairs]:
