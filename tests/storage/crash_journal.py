@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import scipy  # noqa: F401 - imported once, not by each child
 
 from pycauset.storage import ZarrStore, create_store, open_store
 from pycauset.storage import commit as commit_module

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from pycauset.errors import (
     DtypeError,
     StoreError,
+    StoreExistsError,
     StoreFullError,
 )
 from pycauset.storage import ZarrStore, aligned_empty, as_store, create_store, open_store
@@ -129,6 +130,46 @@ def test_the_checksum_is_that_of_what_is_in_the_file(
     assert chunk_checksum(path, form) != staged.checksum
     os.unlink(path)
     assert chunk_checksum(path, form) is None
+
+
+@pytest.mark.parametrize("structure", ["lower", "upper", "symmetric", "hermitian", "skew"])
+def test_one_triangle_is_kept_and_goes_on(path: Path, rng: np.random.Generator, structure: str) -> None:
+    a = rng.standard_normal((N, N)) + 1j * rng.standard_normal((N, N))
+    a = {"lower": np.tril(a), "upper": np.triu(a), "symmetric": a + a.T, "hermitian": a + a.conj().T, "skew": a - a.T}[structure]
+    tiles = [tile for tile in TILES if (tile.c0 <= tile.r0 if structure != "upper" else tile.r0 <= tile.c0)]
+    for count in (2, 3):
+        with open_journal(path, REQUEST) as journal:
+            store = journal.new_output((N, N), "complex128", chunks=(CHUNK, CHUNK), structure=structure)
+            journal.begin({})
+            for tile in tiles[:count]:
+                if not journal.generation(tile):
+                    journal.write(tile, 1, tile, a[tile.slices])
+            if count == 3:
+                np.testing.assert_array_equal(contents(store), a)
+                journal.finish()
+    assert journal.statistics().tiles_reused == 2
+    np.testing.assert_array_equal(contents(open_store(path)), a)
+    assert sum(p.is_file() for p in path.rglob("*")) == 7
+
+
+def test_what_is_replaced_stays_until_the_end(path: Path, rng: np.random.Generator) -> None:
+    a = rng.standard_normal((N, N))
+    with create_store(path, (N, N), "float64") as old:
+        old.write(Rect(0, N, 0, N), -a)
+        old.commit()
+    with pytest.raises(StoreExistsError, match="overwrite=True"), open_journal(path, REQUEST) as journal:
+        journal.new_output((N, N), "float64")
+    assert names(path.parent) == ["a.zarr"]
+    for tiles in (TILES[:2], TILES[2:]):
+        with open_journal(path, REQUEST) as journal:
+            journal.new_output((N, N), "float64", chunks=(CHUNK, CHUNK), overwrite=True)
+            journal.begin({})
+            fill(journal, a, tiles=tiles)
+            np.testing.assert_array_equal(contents(open_store(path)), -a)
+            if journal.resumed:
+                journal.finish()
+    np.testing.assert_array_equal(contents(open_store(path)), a)
+    assert names(path.parent) == ["a.zarr"]
 
 
 def test_each_step_is_durable_before_the_next(path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
