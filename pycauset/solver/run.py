@@ -105,7 +105,7 @@ def operation_limits(memory: Any = None, gpu_memory: Any = None, *, result: int 
 
 
 def _steady(free: int) -> int:
-    """Free memory without its last eighth of a percent or so: it moves all the time, and each figure makes a plan of its own."""
+    """Free memory in steps of two or three percent: it moves all the time, and each figure would make a plan of its own."""
     return free - free % (1 << max(0, free.bit_length() - 6))
 
 
