@@ -12,14 +12,15 @@ is what makes every variant resumable, in place or not.
 Within a diagonal block the factorisation is right-looking with one step of look-ahead: the next diagonal tile is updated and
 factored on the high-priority stream while the other updates of the step still run.
 
-Only one triangle is read, computed and stored. An upper factor is the adjoint of a lower one: tile (j, i) of U holds L_ijᴴ, and
-each kernel has its mirror image.
+Only one triangle is read, computed and stored. An upper factor is the adjoint of a lower one: tile (j, i) of U holds L_ijᴴ,
+and each kernel has its mirror image.
 
 References
 ----------
-.. [1] J. Choi et al., "Design and implementation of the ScaLAPACK LU, QR and Cholesky factorization routines", Sci. Prog. 5 (1996).
-.. [2] O. Beaumont, L. Eyraud-Dubois, M. Vérité and J. Langou, "I/O-optimal algorithms for symmetric linear algebra kernels",
-   SPAA 2022, arXiv:2202.10217.
+.. [1] J. Choi et al., "Design and implementation of the ScaLAPACK LU, QR and Cholesky factorization routines", Scientific
+   Programming 5 (1996).
+.. [2] O. Beaumont, L. Eyraud-Dubois, M. Vérité and J. Langou, "I/O-optimal algorithms for symmetric linear algebra
+   kernels", SPAA 2022, arXiv:2202.10217.
 """
 
 from __future__ import annotations
@@ -153,7 +154,7 @@ class CholeskyDriver(BlockedDriver):
     ) -> Iterator[TileTask]:
         """``C_ij -= Σ_k L_ik L_jkᴴ`` for resident tiles (i, j); tiles of a step go when its last pair has used them.
 
-        ``kept`` are the columns k whose tiles in ``rows`` the host level keeps; with ``finish`` the tiles (i, j) go home afterwards.
+        ``kept`` are the columns k whose tiles in ``rows`` the host level keeps; with ``finish`` tiles (i, j) go home afterwards.
         """
         last_use = {row: at for at, pair in enumerate(pairs) for row in pair}
         for k in depth:
@@ -199,7 +200,7 @@ class CholeskyDriver(BlockedDriver):
                     yield self._gemm(i, col, j, drop, [self._tile(col, j)])
 
     def _right(self, count: int, panel: int) -> Iterator[TileTask]:
-        """Right-looking: a factored panel stays resident while the rest streams past; the next panel is updated first and stays."""
+        """Right-looking: a factored panel stays resident while the rest streams past; the next one is updated first and stays."""
         if panel >= count:  # all of it is resident
             yield from self._factor(range(count))
             return

@@ -30,7 +30,8 @@ class Generations:
         self._asked: dict[Tile, int] = {}  # tasks submitted, those of earlier runs included
         self._planned: dict[Tile, int] = {}  # what a tile holds once everything planned has run
         self._recorded: dict[Tile, int] = {}
-        self._content: dict[Tile, tuple[Tile, int]] = {}  # the tile a piece was cut from, and the generation it holds
+        self._owner: dict[Tile, Tile] = {}  # the tile that a piece was cut from
+        self._content: dict[Tile, int] = {}  # the generation that a piece in host memory holds
 
     def __bool__(self) -> bool:
         return any(journal is not None for journal in self._journals)
@@ -46,7 +47,7 @@ class Generations:
 
     def recorded(self, tile: Tile) -> int:
         """The generation that an earlier run left on record, 0 if none."""
-        tile = self._content[tile][0] if tile in self._content else tile
+        tile = self._owner.get(tile, tile)
         known = self._recorded.get(tile)
         if known is None:
             journal = self._journals[tile.operand]
@@ -59,20 +60,29 @@ class Generations:
             if self._journals[tile.operand] is not None:
                 self._planned[tile] = self._planned.get(tile, self.recorded(tile)) + 1
 
-    def cut(self, tile: Tile, parts: Sequence[Tile]) -> None:
-        """A tile is about to be moved in pieces, which hold what it holds now."""
-        if self._journals[tile.operand] is not None:
-            content = tile, self._planned.get(tile, self.recorded(tile))
-            for part in parts:
-                self._content[part] = content
+    def cut(self, tile: Tile, parts: Sequence[Tile]) -> int:
+        """A tile is going to be moved in pieces; returns the generation that it holds now."""
+        if self._journals[tile.operand] is None:
+            return 0
+        for part in parts:
+            self._owner[part] = tile
+        return self._planned.get(tile, self.recorded(tile))
 
-    def writer(self, piece: Tile, data: Any) -> Callable[[], None] | None:
+    def fetched(self, parts: Sequence[Tile], generation: int) -> None:
+        """Pieces of a tile of this generation are going to lie in host memory."""
+        for part in parts:
+            self._content[part] = generation
+
+    def held(self, piece: Tile) -> int:
+        """The generation of a tile, or of a piece in host memory, as planned."""
+        return self._content[piece] if piece in self._owner else self._planned.get(piece, 0)
+
+    def writer(self, piece: Tile, generation: int, data: Any) -> Callable[[], None] | None:
         """The job that writes a tile, or a piece of one, through its journal; None if it has none."""
         journal = self._journals[piece.operand]
         if journal is None:
             return None
-        tile, generation = self._content.get(piece) or (piece, self._planned[piece])
-        return partial(journal.write, tile.rect, generation, piece.rect, data)
+        return partial(journal.write, self._owner.get(piece, piece).rect, generation, piece.rect, data)
 
     def flush(self) -> None:
         """Make everything written durable."""

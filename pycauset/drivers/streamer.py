@@ -145,8 +145,9 @@ class AsyncStreamer:
         self._stopping = False
         self._lanes: Lanes | None = None
         self._eager = mode == "sync" or not device.real
-        # Host-level actions not issued yet, with what each slot's job must wait for and the promise of its completion.
-        self._waiting: deque[tuple[Action, list[list[Completion]], list[HostCompletion]]] = deque()
+        # Host-level actions not issued yet, with what each slot's job must wait for, the promise of its completion, and the
+        # generation of what is written.
+        self._waiting: deque[tuple[Action, list[list[Completion]], list[HostCompletion], int]] = deque()
         # Tiles (or their pieces) that have been written to their store, for operands that start from another one.
         self._saved: set[Tile] = set()
         self._generations = Generations([op.journal for op in self._operands])
@@ -233,7 +234,7 @@ class AsyncStreamer:
 
     def _stop(self) -> None:
         """Let every lane come to rest. After a failure what is queued is skipped, not run."""
-        for _, _, promises in self._waiting:
+        for _, _, promises, _ in self._waiting:
             for promise in promises:
                 promise.set()
         self._waiting.clear()
@@ -404,7 +405,8 @@ class AsyncStreamer:
                 elif type(action) is Save:
                     slot = self._slots[action.slot]
                     self._saved.add(action.tile)
-                    done = self._write(action.tile, slot, [slot.ready] if slot.ready is not None else [])
+                    held = self._generations.held(action.tile) if self._journalled else 0
+                    done = self._write(action.tile, slot, [slot.ready] if slot.ready is not None else [], held)
                     slot.busy[id(done.lane)] = done
                     self._remember(action.tile, done)
             return
@@ -413,12 +415,11 @@ class AsyncStreamer:
                 self._generations.planned(action.task)
             if not isinstance(action, Run) and self._host is not None and not self._host_in_place[action.tile.operand]:
                 parts = self._pieces(action.tile)
-                if self._journalled:
-                    self._generations.cut(action.tile, parts)
+                held = self._generations.cut(action.tile, parts) if self._journalled else 0
                 if type(action) is Load:
                     self._host.push(TileTask("upload", parts, (), (action,), drop=parts if action.forget else ()))
                 else:
-                    self._host.push(TileTask("download", (), parts, (action,), drop=parts))
+                    self._host.push(TileTask("download", (), parts, (action, held), drop=parts))
             elif self._host is not None:
                 self._host.push(TileTask("device", (), (), (action,)))
             else:
@@ -451,7 +452,10 @@ class AsyncStreamer:
                 continue
             waits: list[list[Completion]] = []
             promises: list[HostCompletion] = []
+            held = 0
             if type(action) is Run:
+                if self._journalled and action.writes:
+                    self._generations.fetched(action.task.writes, action.task.params[1])
                 for number in action.reads:
                     self._promise(number, waits, promises, overwrite=False)
                 for number in action.writes:
@@ -459,8 +463,9 @@ class AsyncStreamer:
             elif type(action) is Save:
                 self._promise(action.slot, waits, promises, overwrite=False)
                 self._saved.add(action.tile)
+                held = self._generations.held(action.tile) if self._journalled else 0
                 self._remember(action.tile, promises[0])
-            self._waiting.append((action, waits, promises))
+            self._waiting.append((action, waits, promises, held))
 
     def _promise(self, number: int, waits: list[list[Completion]], promises: list[HostCompletion], *, overwrite: bool) -> None:
         slot, promise = self._hosts[number], HostCompletion()
@@ -473,9 +478,9 @@ class AsyncStreamer:
         promises.append(promise)
 
     def _issue(self) -> None:
-        action, waits, promises = self._waiting.popleft()
+        action, waits, promises, held = self._waiting.popleft()
         if type(action) is Save:
-            promises[0].resolve(self._write(action.tile, self._hosts[action.slot], waits[0]))
+            promises[0].resolve(self._write(action.tile, self._hosts[action.slot], waits[0], held))
             return
         assert type(action) is Run
         hosts = [self._hosts[number] for number in action.reads + action.writes]
@@ -540,11 +545,11 @@ class AsyncStreamer:
         """Read a tile into its slot, on a reader's thread: there the slot's memory may come into being."""
         store.read(tile.rect, self._host_view(slot, tile))
 
-    def _write(self, tile: Tile, slot: _Slot, waits: list[Completion]) -> Completion:
+    def _write(self, tile: Tile, slot: _Slot, waits: list[Completion], generation: int) -> Completion:
         operand = self._operands[tile.operand]
         assert self._lanes is not None
         view = self._host_view(slot, tile)
-        work = self._generations.writer(tile, view) if self._journalled else None
+        work = self._generations.writer(tile, generation, view) if self._journalled else None
         return self._lanes.write.submit(
             work or partial(operand.store.write, tile.rect, view),
             [*waits, *self._verdicts],
