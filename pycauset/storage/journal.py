@@ -121,8 +121,7 @@ def open_journal(path: str | os.PathLike[str], request: Mapping[str, Any], *, re
             file.remove()  # finished long ago, and not what is asked for now
             file = JournalFile(name)
         if finished:
-            (target / UNFINISHED).unlink(missing_ok=True)
-            remove_orphans(os.fspath(target), None)
+            _clean_up(target)
             sweep(target)
             file.remove()
         elif not file.header:
@@ -193,6 +192,17 @@ def _is_finished(file: JournalFile, target: Path) -> bool:
     return False
 
 
+def _clean_up(target: Path) -> None:
+    """What a run that was killed in its last steps did not get to."""
+    from pycauset.storage.opening import open_store
+
+    (target / UNFINISHED).unlink(missing_ok=True)
+    remove_orphans(os.fspath(target), None)
+    store = open_store(target)
+    if isinstance(store, ZarrStore):
+        store.trim()
+
+
 def _mark(text: bytes) -> str:
     return f"{crc32c(np.frombuffer(text, np.uint8)):08x}"
 
@@ -202,7 +212,7 @@ def _without_own(request: dict[str, Any], target: Path) -> dict[str, Any]:
     real, operands = os.path.realpath(target), {}
     for name, identity in request.get("operands", {}).items():
         own = isinstance(identity, dict) and identity.get("path") == real
-        operands[name] = {k: v for k, v in identity.items() if k not in ("generation", "metadata")} if own else identity
+        operands[name] = {k: v for k, v in identity.items() if k not in ("generation", "metadata", "structure")} if own else identity
     return {**request, "operands": operands}
 
 

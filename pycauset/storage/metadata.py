@@ -50,6 +50,12 @@ class ArrayMetadata:
         name = f"{i}{self.separator}{j}" if self.ndim == 2 else str(i)
         return f"{self.prefix}{self.separator}{name}" if self.prefix else name
 
+    def restructure(self, structure: str) -> None:
+        """Let the store have another structure from now on."""
+        self.structure, self.fill = structure, fill_value(self.dtype, structure)
+        if self.document:
+            self.document["fill_value"] = _fill_json(self.fill)
+
     def dump(self) -> str:
         """The document for ``zarr.json``; another writer's one keeps all it had."""
         document = self.document or _new_document(self)

@@ -61,7 +61,7 @@ class ZarrStore(StagingStore):
         self._output = output
         self._unfinished = output is not None or unfinished
         self._moved_metadata = self._changed = False
-        self.journalled = self._closed = False
+        self.journalled = self._closed = self._restructured = False
         self._staged: dict[tuple[int, int], str] = {}
         self._direct = True
         self.path = folder
@@ -329,6 +329,8 @@ class ZarrStore(StagingStore):
                 self._output.reserve.release()
             metadata = os.path.join(self._root, "zarr.json")
             write_durably(metadata, text)
+            if self._restructured:
+                self.trim()
             if self._output is not None:
                 if self._output.resumable:
                     os.unlink(os.path.join(self._root, UNFINISHED))
@@ -344,7 +346,7 @@ class ZarrStore(StagingStore):
         except OSError as error:
             raise store_error(error, f"finishing {self.path}") from error
         self._output = self._written = None
-        self._unfinished = self._moved_metadata = self.journalled = False
+        self._unfinished = self._moved_metadata = self.journalled = self._restructured = False
 
     def _check_complete(self) -> None:
         if self._written is None or 0 not in self._written:
@@ -360,6 +362,34 @@ class ZarrStore(StagingStore):
                 f"{self} cannot be finished: {len(gaps)} of its chunks were never written, the first at chunk row {gaps[0][0]}, "
                 f"column {gaps[0][1]}; write them or discard() the output"
             )
+
+    def restructure(self, structure: str) -> None:
+        """Keep only one triangle from now on, ``"lower"`` or ``"upper"``, zeros in the other.
+
+        Its chunks are removed when the store is finished, after the metadata that do without them: until then a journal may have
+        to take them up again.
+
+        Raises
+        ------
+        StorePermissionError
+            If the store is finished.
+        """
+        check_structure(structure, self.shape, self.chunks, self.dtype)
+        if not self._unfinished:
+            raise StorePermissionError(f"{self} is finished; call begin_write() before changing it")
+        self._check_open()
+        self._meta.restructure(structure)
+        self.structure = structure
+        self._restructured = True
+        self._state.bump()
+
+    def trim(self) -> None:
+        """Remove the files of chunks that the structure does not keep."""
+        rows, cols = self._grid
+        for i, j in ((i, j) for i in range(rows) for j in range(cols)):
+            if not stored_chunk(self.structure, i, j, self.chunks):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self.chunk_path(self._meta.key(i, j)))
 
     def discard(self) -> None:
         if self._output is not None:

@@ -16,6 +16,7 @@ import pytest
 from pycauset.storage import ZarrStore, create_store, open_store
 from pycauset.storage import commit as commit_module
 from pycauset.storage import journalfile as journalfile_module
+from pycauset.storage import native as native_module
 from pycauset.storage import staging as staging_module
 from pycauset.storage.journal import Journal, open_journal
 from pycauset.tiling import Rect
@@ -225,3 +226,44 @@ def test_a_pending_chunk_takes_its_place_only_if_it_is_whole(
     np.testing.assert_array_equal(contents(store, TILES[0]), a[TILES[0].slices])
     assert not list(path.parent.rglob("*.pending"))
     journal.discard()
+
+
+@pytest.mark.parametrize("at", ["metadata", "trim"])
+def test_a_triangle_is_dropped_only_when_the_work_is_finished(
+    path: Path, rng: np.random.Generator, at: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a = rng.standard_normal((N, N))
+    with create_store(path, (N, N), "float64", chunks=(CHUNK, CHUNK)) as made:
+        made.write(Rect(0, N, 0, N), -a)
+        made.commit()
+    tiles = [TILES[0], TILES[2], TILES[3]]  # the first one has a chunk above the diagonal
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for end in ("killed", "whole"):
+        with open_journal(path, REQUEST) as journal:
+            if journal.finished:
+                assert at == "trim"
+                break
+            store = journal.in_place(open_store(path, unfinished=True))
+            journal.begin({})
+            if end == "killed":
+                fill(journal, np.tril(a), tiles=tiles)
+            assert journal.resumed == (end == "whole")
+            journal.flush()
+            assert journal.generations() == dict.fromkeys(tiles, 1)
+            store.restructure("lower")
+            if end == "whole":
+                journal.finish()
+                break
+            with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+                patch.setattr(native_module, "write_durably", killed) if at == "metadata" else patch.setattr(
+                    ZarrStore, "trim", killed
+                )
+                journal.finish()
+    opened = open_store(path)
+    assert opened.structure == "lower"
+    np.testing.assert_array_equal(contents(opened), np.tril(a))
+    assert names(path.parent) == ["a.zarr"]
+    assert sum(p.is_file() for p in path.rglob("*")) == 7
