@@ -198,7 +198,7 @@ def predict(plan: CholeskyPlan, problem: CholeskyProblem, rates: Rates) -> Chole
     """The plan with its bytes, seconds and memory filled in."""
     p, es = problem, problem.dtype.itemsize
     volume = moved(plan)
-    tile = min(plan.tile[0], p.n)
+    tile = max(1, min(plan.tile[0], p.n))
     rows = _Rows(p.n, plan.tile[0])
     count = rows.count
     whole = rows.triangle(0, count)
@@ -250,6 +250,9 @@ def predict(plan: CholeskyPlan, problem: CholeskyProblem, rates: Rates) -> Chole
 def _shapes(variant: str, count: int, slots: int) -> Iterator[tuple[tuple[int, int], int, int]]:
     """Block, panel and capacity of every plan worth a look, for ``count`` tile rows and ``slots`` tiles."""
     room = slots - _IN_FLIGHT
+    if not count:
+        yield (1, 1), 1, slots
+        return
     if variant == "right":
         if count * (count + 1) // 2 <= slots:
             yield (count, count), count, slots
@@ -282,7 +285,7 @@ def _panels(count: int, width: int) -> list[int]:
     """
     best = math.sqrt(1.5 * count / width)
     counts = {max(2, round(best * factor)) for factor in (0.4, 0.5, 0.63, 0.8, 0.9, 1.0, 1.1, 1.25, 1.6, 2.0)}
-    return sorted({ceil_div(count, panels) for panels in counts if panels <= count}, reverse=True)
+    return sorted({ceil_div(count, panels) for panels in counts if panels <= count}, reverse=True) or [count]
 
 
 def candidates(
@@ -295,7 +298,7 @@ def candidates(
     wanted = (1024, 512, 2048, 256) if unified else (2048, 4096, 1024, 3072, 512)
     for side in tile_sides(p.n, p.unit, (*wanted, round(math.sqrt(fast) / 8))):
         count = ceil_div(p.n, side)
-        one = slot_bytes(min(side, p.n), min(side, p.n), es)
+        one = slot_bytes(max(1, min(side, p.n)), max(1, min(side, p.n)), es)
         slots = limits.device // one if not p.slotless else count * count + 8
         slots = min(slots, count * (count + 1) // 2 + count + 8)
         for block, panel, capacity in _shapes(variant, count, slots):
