@@ -309,7 +309,8 @@ def _streamed(
     best: float,
 ) -> Route:
     # Planning takes milliseconds: not worth it where even the fastest kernel, fed for nothing, would lose.
-    least = _STREAM_START[device.kind] + start + flops / profile.gemm_rate(device.kind, dtype.name, 1e9)  # type: ignore[arg-type]
+    curve = (profile.cpu if device.kind == "cpu" or profile.gpu is None else profile.gpu).gemm[dtype.name]  # type: ignore[index]
+    least = _STREAM_START[device.kind] + start + flops / max(point.flops for point in curve)
     if least > best:
         return Route(name, device.kind, True, least)
     places: set[Place] = set()
