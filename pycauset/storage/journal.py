@@ -212,7 +212,8 @@ def _without_own(request: dict[str, Any], target: Path) -> dict[str, Any]:
     real, operands = os.path.realpath(target), {}
     for name, identity in request.get("operands", {}).items():
         own = isinstance(identity, dict) and identity.get("path") == real
-        operands[name] = {k: v for k, v in identity.items() if k not in ("generation", "metadata", "structure")} if own else identity
+        changes = ("generation", "metadata", "structure") if own else ()
+        operands[name] = {k: v for k, v in identity.items() if k not in changes} if own else identity
     return {**request, "operands": operands}
 
 
