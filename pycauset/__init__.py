@@ -22,21 +22,30 @@ if TYPE_CHECKING:
         CorruptTileError,
         DeviceError,
         DtypeError,
+        IllConditionedError,
+        JournalBusyError,
+        JournalError,
         MemoryLimitError,
+        NonFiniteError,
+        NotHermitianError,
         NotInMemoryError,
+        NotPositiveDefiniteError,
         OutOfBoundsError,
         OverlapError,
         PycausetError,
         PycausetWarning,
         ShapeError,
+        SingularMatrixError,
         StoreError,
         StoreExistsError,
         StoreFullError,
         StoreNotFoundError,
         StorePermissionError,
     )
-    from pycauset.linalg import matmul, norm, open, plan, save, trace
+    from pycauset.files import open, save
+    from pycauset.linalg import matmul, norm, trace
     from pycauset.matrix import Matrix, asmatrix
+    from pycauset.planning import plan
     from pycauset.properties import Properties
 
 __version__ = "0.1.0"
@@ -47,15 +56,22 @@ __all__ = [
     "CorruptTileError",
     "DeviceError",
     "DtypeError",
+    "IllConditionedError",
+    "JournalBusyError",
+    "JournalError",
     "Matrix",
     "MemoryLimitError",
+    "NonFiniteError",
+    "NotHermitianError",
     "NotInMemoryError",
+    "NotPositiveDefiniteError",
     "OutOfBoundsError",
     "OverlapError",
     "Properties",
     "PycausetError",
     "PycausetWarning",
     "ShapeError",
+    "SingularMatrixError",
     "StoreError",
     "StoreExistsError",
     "StoreFullError",
@@ -85,7 +101,9 @@ __all__ = [
 _HOME = {
     **dict.fromkeys(("configure", "settings"), "config"),
     **dict.fromkeys(("eye", "from_function", "ones", "random", "zeros"), "creation"),
-    **dict.fromkeys(("matmul", "norm", "open", "plan", "save", "trace"), "linalg"),
+    **dict.fromkeys(("open", "save"), "files"),
+    **dict.fromkeys(("matmul", "norm", "trace"), "linalg.products"),
+    "plan": "planning",
     **dict.fromkeys(("Matrix", "asmatrix"), "matrix"),
     "Properties": "properties",
     **{name: "errors" for name in __all__ if name.endswith(("Error", "Warning"))},

@@ -6,6 +6,8 @@ working. A message names the offending thing, its value, the limit it broke, and
 
 from __future__ import annotations
 
+from typing import Any
+
 from numpy.linalg import LinAlgError
 
 __all__ = [
@@ -19,6 +21,7 @@ __all__ = [
     "JournalError",
     "MemoryLimitError",
     "NonFiniteError",
+    "NotHermitianError",
     "NotInMemoryError",
     "NotPositiveDefiniteError",
     "OutOfBoundsError",
@@ -103,6 +106,14 @@ class NonFiniteError(PycausetError, ValueError):
     """NaN or infinity where the method forbids it."""
 
 
+class NotHermitianError(PycausetError, LinAlgError):
+    """A matrix that was checked is not symmetric (Hermitian); ``index`` is the first row and column found to differ."""
+
+    def __init__(self, message: str, *, index: tuple[int, int]) -> None:
+        super().__init__(message)
+        self.index = index
+
+
 class NotPositiveDefiniteError(PycausetError, LinAlgError):
     """A Cholesky factorisation met a pivot that is not positive.
 
@@ -113,8 +124,13 @@ class NotPositiveDefiniteError(PycausetError, LinAlgError):
     pivot : int
         Row and column of the pivot in the whole matrix (0-based).
     value : float
-        The pivot before its square root would have been taken.
+        The pivot before its square root would have been taken; NaN if NaN, infinity or an overflow was met.
+    tiles : dict or None
+        After a factorisation in place on disk: rectangles ``(r0, r1, c0, c1)`` under ``"factor"`` (final), ``"updated"``
+        (in part) and ``"original"``.
     """
+
+    tiles: dict[str, tuple[Any, ...]] | None = None
 
     def __init__(self, message: str, *, pivot: int, value: float) -> None:
         super().__init__(message)

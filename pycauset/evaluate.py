@@ -30,7 +30,14 @@ def in_ram(store: TileStore) -> np.ndarray[Any, Any] | None:
     return store.view(Rect(0, store.shape[0], 0, store.shape[1]))
 
 
-def new_result(shape: tuple[int, int], dtype: np.dtype[Any], limit: int | None) -> TileStore:
+def new_result(
+    shape: tuple[int, int],
+    dtype: np.dtype[Any],
+    limit: int | None,
+    *,
+    chunks: tuple[int, int] | None = None,
+    structure: str = "full",
+) -> TileStore:
     """A store for a result without a name: RAM under a ticket that lives as long as the array, else scratch.
 
     Parameters
@@ -39,6 +46,8 @@ def new_result(shape: tuple[int, int], dtype: np.dtype[Any], limit: int | None) 
     dtype : numpy.dtype
     limit : int or None
         The operation's host memory, in bytes; at most half of it goes to the result.
+    chunks, structure
+        Of a scratch store.
     """
     nbytes = shape[0] * shape[1] * dtype.itemsize
     if limit is None or 2 * nbytes <= limit:
@@ -53,8 +62,9 @@ def new_result(shape: tuple[int, int], dtype: np.dtype[Any], limit: int | None) 
             weakref.finalize(owner, ticket.release).atexit = False
             return ArrayStore(array)
     # A tile of the operands has the elements of a chunk of the result: bits are packed, what is compared is not.
-    chunks = (min(max(1, shape[0]), _BIT_SIDE), min(max(1, shape[1]), _BIT_SIDE)) if dtype.kind == "b" else None
-    return scratch_store(shape, dtype, chunks=chunks)
+    if chunks is None and dtype.kind == "b":
+        chunks = min(max(1, shape[0]), _BIT_SIDE), min(max(1, shape[1]), _BIT_SIDE)
+    return scratch_store(shape, dtype, chunks=chunks, structure=structure)
 
 
 def evaluate(

@@ -227,7 +227,8 @@ class SelectedStore(TileStore):
     def temporary_bytes(self, shape: tuple[int, int], dtype: Any) -> int:
         """The rectangle that is read around a selection with steps, and what the store itself needs."""
         within = self._store.temporary_bytes(shape[::-1] if self._op in "TH" else shape, dtype)
-        return within + 2 * _BUFFER
+        whole = _rect(self._selection.rows, self._selection.cols) is not None
+        return within + (0 if whole else 2 * _BUFFER)
 
     def _read(self, rect: Rect, out: Array) -> None:
         rows, cols = self._selection.rows[rect.r0 : rect.r1], self._selection.cols[rect.c0 : rect.c1]

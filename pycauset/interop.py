@@ -52,7 +52,7 @@ def array_ufunc(ufunc: np.ufunc, method: str, inputs: Sequence[Any], options: Ma
         more = f".{method}" if method != "__call__" else f" with {', '.join(options)}"
         raise DtypeError(f"np.{name}{more} is not computed on a Matrix; use A.to_numpy(), or slices of A, with NumPy")
     if name == "matmul":
-        from pycauset.linalg import matmul
+        from pycauset.linalg.products import matmul
 
         return matmul(inputs[0], inputs[1], out)
     if name in _BINARY:
@@ -82,7 +82,7 @@ def array_function(function: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _dot(a: Any, b: Any, out: Any = None) -> Any:
-    from pycauset.linalg import matmul
+    from pycauset.linalg.products import matmul
 
     if out is None and (operations.as_scalar(a) is not None or operations.as_scalar(b) is not None):
         return operations.binary("multiply", a, b)

@@ -407,7 +407,7 @@ class Matrix(Operators):
 
     def save(self, path: str | os.PathLike[str], checksum: bool = False, *, overwrite: bool = False) -> None:
         """Write the matrix to disk; see `pycauset.save`."""
-        from pycauset.linalg import save
+        from pycauset.files import save
 
         save(path, self, checksum=checksum, overwrite=overwrite)
 

@@ -360,7 +360,7 @@ def product_flags(a: Matrix, b: Matrix) -> int:
 
 def matmul(a: Any, b: Any) -> Any:
     """``a @ b`` for the operators: NotImplemented for what is no array."""
-    from pycauset.linalg import matmul as product
+    from pycauset.linalg.products import matmul as product
 
     for obj in (a, b):
         if as_scalar(obj) is not None:

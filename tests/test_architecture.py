@@ -25,8 +25,8 @@ FLOORS = (
 )
 # What users see; everything that is not listed above must be listed here.
 TOP = {
-    *("__init__", "__main__", "block", "cli", "copying", "creation", "cuda", "evaluate", "freivalds", "indexing", "interop"),
-    *("linalg", "matrix", "operations", "operators", "seeded", "stress"),
+    *("__init__", "__main__", "block", "cli", "copying", "creation", "cuda", "evaluate", "files", "freivalds", "indexing"),
+    *("interop", "linalg", "matrix", "operations", "operators", "planning", "seeded", "stress"),
 }
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms} | dict.fromkeys(TOP, len(FLOORS))
 

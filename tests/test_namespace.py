@@ -22,13 +22,18 @@ PUBLIC: dict[str, set[str]] = {
         *("BackendError", "ConfigError", "CorruptTileError", "DeviceError", "DtypeError", "MemoryLimitError", "NotInMemoryError"),
         *("OutOfBoundsError", "OverlapError", "PycausetError", "PycausetWarning", "ShapeError", "StoreError"),
         *("StoreExistsError", "StoreFullError", "StoreNotFoundError", "StorePermissionError"),
+        *("IllConditionedError", "JournalBusyError", "JournalError", "NonFiniteError", "NotHermitianError"),
+        *("NotPositiveDefiniteError", "SingularMatrixError"),
     },
     "pycauset.cuda": {
         *("CudaInfo", "MemoryInfo"),
         *("benchmark", "current_device", "disable", "enable", "force_backend", "info", "is_available"),
         *("memory_info", "pinned_empty", "set_pinning_budget"),
     },
-    "pycauset.linalg": {"matmul", "norm", "trace"},
+    "pycauset.linalg": {
+        *("cho_solve", "cholesky", "det", "inv", "logdet", "lstsq", "matmul", "norm", "slogdet", "solve", "solve_triangular"),
+        *("LstsqResult", "SlogdetResult", "trace"),
+    },
     "pycauset.config": {"SETTINGS", "Setting", "configure", "get", "settings"},
 }
 

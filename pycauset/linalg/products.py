@@ -1,4 +1,4 @@
-"""Functions on matrices: products, norms and traces of anything that can be a matrix; opening, saving and planning."""
+"""Products, norms and traces of anything that can be a matrix."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from pycauset import operations
-from pycauset.errors import ConfigError, DtypeError, ShapeError
+from pycauset.errors import DtypeError, ShapeError
+from pycauset.linalg.operands import dimensions
 from pycauset.matrix import FAST, Matrix, asmatrix
 from pycauset.properties import Properties
 from pycauset.solver import is_small
-from pycauset.storage import TileStore, create_store, open_store
+from pycauset.storage import TileStore, create_store
 from pycauset.tiling import Rect
 
 if TYPE_CHECKING:
-    from pycauset.solver import Factor, SolverPlan
+    from pycauset.solver import Factor
 
-__all__ = ["matmul", "norm", "trace"]
+__all__ = ["factor_of", "matmul", "norm", "trace"]
 
 Array = np.ndarray[Any, Any]
 _SMALL_ELEMENTS: Final = 1 << 20
@@ -78,7 +79,7 @@ def matmul(
         quick = _quick_product(a, b)
         if quick is not None:
             return quick
-    left, right = _dimensions(a, "first"), _dimensions(b, "second")
+    left, right = dimensions("matmul", a, "first"), dimensions("matmul", b, "second")
     x = asmatrix(a)
     x = x.T if left == 1 else x
     y = asmatrix(b)
@@ -130,21 +131,6 @@ def _quick_product(a: Any, b: Any) -> Any:
     return Matrix._of_array(product, operations.product_flags(asmatrix(a), asmatrix(b)) if known else 0)
 
 
-def _dimensions(obj: Any, which: str) -> int:
-    if isinstance(obj, (list, tuple)):
-        try:
-            shape = np.shape(obj)
-        except ValueError as error:
-            raise ShapeError(f"matmul: the {which} operand is no matrix: {error}") from None
-    elif hasattr(obj, "shape"):
-        shape = tuple(obj.shape)
-    else:
-        raise DtypeError(f"matmul: the {which} operand is a {type(obj).__qualname__}; it must be a Matrix or an array")
-    if len(shape) not in (1, 2):
-        raise ShapeError(f"matmul: the {which} operand has shape {tuple(shape)}; it must have one or two dimensions")
-    return len(shape)
-
-
 def _out(out: Any) -> Matrix:
     if not isinstance(out, Matrix) and not hasattr(out, "shape"):
         raise DtypeError(f"matmul: out is a {type(out).__qualname__}; it must be a Matrix, an array, or a path")
@@ -153,7 +139,8 @@ def _out(out: Any) -> Matrix:
     return asmatrix(out)
 
 
-def _factor(a: Matrix) -> Factor:
+def factor_of(a: Matrix) -> Factor:
+    """A matrix as the solver takes it."""
     from pycauset.solver import Factor
 
     if a.op == "C":  # kernels know transposes, but no conjugation by itself
@@ -164,7 +151,7 @@ def _factor(a: Matrix) -> Factor:
 def _multiply(a: Matrix, b: Matrix, out: TileStore | None, memory: Any, gpu_memory: Any, progress: Any) -> TileStore:
     from pycauset.solver import multiply
 
-    return multiply(_factor(a), _factor(b), out=out, memory=memory, gpu_memory=gpu_memory, progress=progress)
+    return multiply(factor_of(a), factor_of(b), out=out, memory=memory, gpu_memory=gpu_memory, progress=progress)
 
 
 def _small_product(a: Matrix, b: Matrix) -> Array | None:
@@ -174,7 +161,7 @@ def _small_product(a: Matrix, b: Matrix) -> Array | None:
         return None
     from pycauset.solver import layout_of
 
-    layout = layout_of(_factor(a), _factor(b))
+    layout = layout_of(factor_of(a), factor_of(b))
     x, y = (f.to_numpy().astype(layout.compute, copy=False) for f in (a, b))
     product: Array = np.matmul(x, y)
     return product.astype(layout.dtype, copy=False)
@@ -205,7 +192,7 @@ def _to_path(x: Matrix, y: Matrix, path: Any, memory: Any, gpu_memory: Any, prog
     """The product in a new store at ``path``, stored as one triangle if it is symmetric or Hermitian by construction."""
     from pycauset.solver import layout_of
 
-    a, b = _factor(x), _factor(y)
+    a, b = factor_of(x), factor_of(y)
     layout = layout_of(a, b)
     plain = os.fspath(path).endswith(".npy")
     flags = operations.product_flags(x, y)
@@ -243,111 +230,3 @@ def trace(a: Any) -> Any:
     np.float64(3.0)
     """
     return asmatrix(a).trace()
-
-
-def open(path: str | os.PathLike[str]) -> Matrix:
-    """Open a matrix on disk: a Zarr array (version 2 or 3), a ``.npy`` file, or the URL of a remote Zarr array.
-
-    Nothing but metadata is read. Assigning to elements writes to the file, where that is allowed.
-
-    Raises
-    ------
-    StoreNotFoundError, CorruptTileError, StoreError
-        If nothing is there, it is damaged or unfinished, or of another kind.
-    ShapeError, DtypeError
-        If it has more than two dimensions, or elements that are no numbers.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> path = os.path.join(tempfile.mkdtemp(), "a.zarr")
-    >>> save(path, np.eye(3))
-    >>> open(path).trace()
-    np.float64(3.0)
-    """
-    return Matrix(open_store(path))
-
-
-def save(
-    path: str | os.PathLike[str], matrix: Any, *, checksum: bool = False, overwrite: bool = False, progress: Any = None
-) -> None:
-    """Write a matrix to disk, tile by tile: a Zarr v3 folder, or a ``.npy`` file by its suffix.
-
-    A matrix claimed to be triangular, symmetric, Hermitian or skew-symmetric is stored as one triangle in a Zarr folder.
-    The claims are stored with it.
-
-    Parameters
-    ----------
-    path : path-like
-        It appears when everything is written, never before.
-    matrix : Matrix or array_like (m, n)
-    checksum : bool
-        Append a crc32c checksum to each chunk (Zarr only).
-    overwrite : bool
-        Replace a matrix of this name; the old one stays until the new one is finished.
-    progress : bool or callable, optional
-        See `pycauset.progress.reporter`.
-
-    Raises
-    ------
-    StoreExistsError, StoreNotFoundError, StorePermissionError, StoreFullError
-        If the path is taken, its folder missing or not writable, or the file system too full.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> path = os.path.join(tempfile.mkdtemp(), "a.npy")
-    >>> save(path, [[1.0, 2.0]])
-    >>> np.load(path)
-    array([[1., 2.]])
-    """
-    a = asmatrix(matrix)
-    plain = os.fspath(path).endswith(".npy")
-    claims = a.properties.to_json()
-    store = create_store(
-        path,
-        a.shape,
-        a.dtype,
-        checksum=checksum,
-        structure="full" if plain else _structure(a),
-        attributes={"properties": claims} if claims else None,
-        overwrite=overwrite,
-    )
-    operations.copy_into(a, store, owner=f"save {os.fspath(path)}", progress=progress)
-
-
-def _structure(a: Matrix) -> str:
-    """The structure of storage that the claims allow."""
-    known = a.properties
-    if a.shape[0] != a.shape[1]:
-        return "full"
-    if known.is_lower_triangular:
-        return "lower"
-    if known.is_upper_triangular:
-        return "upper"
-    if a.dtype.kind not in "fc":
-        return "full"
-    if known.is_symmetric:
-        return "symmetric"
-    if known.is_hermitian:
-        return "hermitian"
-    return "skew" if known.is_skew_symmetric else "full"
-
-
-def plan(operation: str, a: Any, b: Any, *, out_on_disk: bool = False, memory: Any = None, gpu_memory: Any = None) -> SolverPlan:
-    """What an operation would do and cost, without doing it: ``plan("matmul", A, B).explain()``.
-
-    Raises
-    ------
-    ConfigError
-        If no such operation can be planned.
-    MemoryLimitError
-        From ``plan.route``, if nothing fits the limits.
-    """
-    from pycauset.solver import plan as solver_plan
-
-    if operation != "matmul":
-        raise ConfigError(f"plan: the operation is {operation!r}; only 'matmul' can be planned")
-    x = asmatrix(a)
-    x = x.T if _dimensions(a, "first") == 1 else x
-    return solver_plan("matmul", _factor(x), _factor(asmatrix(b)), out_on_disk=out_on_disk, memory=memory, gpu_memory=gpu_memory)

@@ -1,0 +1,156 @@
+"""Determinants of triangular and positive definite matrices, as signs and logarithms so that nothing overflows."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pycauset.errors import NonFiniteError
+from pycauset.linalg.factorizations import cholesky
+from pycauset.linalg.operands import kernel_type, square, stored
+from pycauset.linalg.solving import kind_of
+from pycauset.linalg.triangles import diagonal
+from pycauset.properties import known
+
+__all__ = ["SlogdetResult", "det", "logdet", "slogdet"]
+
+
+class SlogdetResult(NamedTuple):
+    """Sign and natural logarithm of the absolute value of a determinant."""
+
+    sign: Any
+    logabsdet: Any
+
+
+def slogdet(
+    a: Any,
+    assume_a: str | None = "gen",
+    *,
+    memory: int | float | str | None = None,
+    gpu_memory: int | float | str | None = None,
+    progress: Any = None,
+) -> SlogdetResult:
+    """Sign and logarithm of the determinant of a triangular or positive definite matrix.
+
+    Of a triangular matrix only the diagonal is read; a positive definite one is factored. The logarithms are summed in double
+    precision, whatever the elements' type.
+
+    Parameters
+    ----------
+    a : Matrix or array_like (n, n)
+    assume_a : {"gen", "pos", "lower triangular", "upper triangular", "diagonal"}
+        What A is; ``"gen"`` goes by its properties. See `pycauset.linalg.solve`.
+    memory, gpu_memory, progress
+        As in `pycauset.linalg.cholesky`.
+
+    Returns
+    -------
+    SlogdetResult
+        ``sign`` is ±1, 0 (then ``logabsdet`` is -inf), or a complex number of absolute value 1.
+
+    Raises
+    ------
+    ConfigError
+        If A is not known to be triangular or positive definite.
+    NotPositiveDefiniteError, NonFiniteError, ShapeError, DtypeError, MemoryLimitError, StoreError
+
+    Examples
+    --------
+    >>> slogdet([[2.0, 7.0], [0.0, -4.0]], assume_a="upper triangular")
+    SlogdetResult(sign=np.float64(-1.0), logabsdet=np.float64(2.0794415416798357))
+    """
+    matrix = square("slogdet", a)
+    dtype = kernel_type("slogdet", matrix.dtype)
+    real = np.dtype(f"f{dtype.itemsize // 2}") if dtype.kind == "c" else dtype
+    kind = kind_of("slogdet", matrix, assume_a)
+    twice = 1.0
+    if kind == "pos":
+        matrix = cholesky(matrix, memory=memory, gpu_memory=gpu_memory, progress=progress)
+        twice = 2.0
+    if known(matrix._flags(), "has_unit_diagonal"):
+        return SlogdetResult(dtype.type(1), real.type(0))
+    pivots = diagonal(stored(matrix)).astype(np.complex128 if dtype.kind == "c" else np.float64)
+    if not np.isfinite(pivots).all():
+        index = int(np.flatnonzero(~np.isfinite(pivots))[0])
+        raise NonFiniteError(f"slogdet: the diagonal of a holds {pivots[index]} at index {index}")
+    if (pivots == 0).any():
+        return SlogdetResult(dtype.type(0), real.type(-math.inf))
+    sizes = np.abs(pivots)
+    logarithm = twice * math.fsum(np.log(sizes))
+    if kind == "pos":
+        sign: Any = 1.0
+    elif dtype.kind == "c":
+        angle = math.fsum(np.angle(pivots))
+        sign = complex(math.cos(angle), math.sin(angle))
+    else:
+        sign = -1.0 if np.count_nonzero(pivots < 0) % 2 else 1.0
+    return SlogdetResult(dtype.type(sign), real.type(logarithm))
+
+
+def det(
+    a: Any,
+    assume_a: str | None = "gen",
+    *,
+    memory: int | float | str | None = None,
+    gpu_memory: int | float | str | None = None,
+    progress: Any = None,
+) -> Any:
+    """Determinant of a triangular or positive definite matrix; infinity or zero where it leaves the range of the element type.
+
+    Parameters
+    ----------
+    a, assume_a, memory, gpu_memory, progress
+        As in `slogdet`.
+
+    Returns
+    -------
+    scalar
+
+    Raises
+    ------
+    ConfigError, NotPositiveDefiniteError, NonFiniteError, ShapeError, DtypeError, MemoryLimitError, StoreError
+
+    Examples
+    --------
+    >>> round(float(det([[4.0, 2.0], [2.0, 5.0]], assume_a="pos")), 12)
+    16.0
+    """
+    sign, logarithm = slogdet(a, assume_a, memory=memory, gpu_memory=gpu_memory, progress=progress)
+    with np.errstate(over="ignore", under="ignore"):
+        return type(sign)(sign * np.exp(logarithm))
+
+
+def logdet(
+    a: Any,
+    assume_a: str | None = "gen",
+    *,
+    memory: int | float | str | None = None,
+    gpu_memory: int | float | str | None = None,
+    progress: Any = None,
+) -> Any:
+    """Logarithm of a determinant that is not negative: of likelihoods and Gaussian processes, say.
+
+    Parameters
+    ----------
+    a, assume_a, memory, gpu_memory, progress
+        As in `slogdet`.
+
+    Returns
+    -------
+    scalar
+        Real; -inf for a singular matrix, NaN if the determinant is negative or not real (`slogdet` has sign and size).
+
+    Raises
+    ------
+    ConfigError, NotPositiveDefiniteError, NonFiniteError, ShapeError, DtypeError, MemoryLimitError, StoreError
+
+    Examples
+    --------
+    >>> float(logdet([[1.0, 0.0], [0.0, 1.0]], assume_a="pos"))
+    0.0
+    """
+    sign, logarithm = slogdet(a, assume_a, memory=memory, gpu_memory=gpu_memory, progress=progress)
+    tolerance = 1e3 * np.finfo(type(logarithm)).eps if np.iscomplexobj(sign) else 0.0
+    return logarithm if sign == 0 or abs(sign - 1) <= tolerance else type(logarithm)(math.nan)

@@ -1,0 +1,375 @@
+"""Cholesky factorisation of matrices of any size, out of place or in place, with a journal where it may take long."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from typing import Any, Final
+
+import numpy as np
+
+from pycauset.errors import (
+    ConfigError,
+    DtypeError,
+    NotPositiveDefiniteError,
+    ShapeError,
+    StorePermissionError,
+)
+from pycauset.linalg.operands import chunks_like, in_memory, kernel_type, square, stored, takes_rows
+from pycauset.linalg.results import MATHEMATICS, Result, request_of
+from pycauset.linalg.triangles import check_finite as refuse_non_finite
+from pycauset.linalg.triangles import check_hermitian, clear_beyond, load
+from pycauset.matrix import Matrix
+from pycauset.properties import Properties, known, mask
+from pycauset.storage import ArrayStore, TileStore, ZarrStore, open_store
+from pycauset.tiling import Rect
+
+__all__ = ["cholesky"]
+
+Array = np.ndarray[Any, Any]
+
+_SMALL: Final = 256
+"""Order up to which a matrix in RAM goes straight to LAPACK: choosing a route would take longer."""
+_VARIANTS: Final = ("left", "right", "triangle")
+
+
+def cholesky(
+    a: Any,
+    lower: bool = True,
+    overwrite_a: bool = False,
+    check_finite: bool = True,
+    *,
+    overwrite: bool | None = None,
+    check: bool = False,
+    variant: str | None = None,
+    out: Any = None,
+    resume: Any = True,
+    memory: int | float | str | None = None,
+    gpu_memory: int | float | str | None = None,
+    progress: Any = None,
+) -> Matrix:
+    """Cholesky factor of a symmetric (Hermitian) positive definite matrix: ``A = L Lᴴ``, or ``A = Uᴴ U``.
+
+    Only one triangle is read, computed and stored. What fits in neither RAM nor GPU memory is streamed in blocks. With a
+    path as ``out``, or in place on disk, a journal is kept beside the matrix: after a kill the same call goes on.
+
+    Parameters
+    ----------
+    a : Matrix or array_like (n, n), or path
+        Of any kind: in RAM, on disk, stored as one triangle, computed by a function, a view ``A.T``. Integers and booleans
+        are computed in float64.
+    lower : bool
+        Compute L from the lower triangle (as NumPy does), or U from the upper one.
+    overwrite_a, overwrite : bool
+        Put the factor in the place of ``a``: a NumPy array, or a matrix on disk, which then keeps one triangle only.
+        The two names are one argument.
+    check_finite : bool
+        Say where NaN or infinity was found, at the price of a search when a pivot comes out as no number. (They are never
+        taken for numbers, asked or not.)
+    check : bool
+        Compare the two triangles first, element by element; otherwise the other triangle is not looked at.
+    variant : {"left", "right", "triangle"}, optional
+        The order of the tile tasks (see the page on algorithms); by default the fastest by prediction.
+    out : Matrix or ndarray (n, n), or path, optional
+        Where the factor goes. A path becomes a Zarr folder of one triangle, or a full ``.npy`` file by its suffix.
+    resume : bool or "restart"
+        What to do about the journal of an interrupted run: go on (True), refuse (False), or start over.
+    memory, gpu_memory : int or str, optional
+        Bytes that the operation may take: ``"2GB"``. Default: the settings, else what is free.
+    progress : bool or callable, optional
+        See `pycauset.progress.reporter`.
+
+    Returns
+    -------
+    Matrix (n, n)
+        Known to be triangular. ``out`` or ``a`` itself, if they were matrices and take the result. Without ``out`` it lies in
+        RAM if there is room, else in a scratch store that goes with its last reference.
+
+    Raises
+    ------
+    NotPositiveDefiniteError
+        With ``order`` of the leading minor, ``pivot`` and its ``value``. Inputs are intact; in place on disk, ``tiles`` tells
+        which of them hold the factor, which are updated in part, and which are as they were.
+    NonFiniteError, NotHermitianError
+        From ``check_finite`` and ``check``.
+    ShapeError, DtypeError, OverlapError
+        If ``a`` is not square, or ``out`` does not fit or shares storage with ``a``.
+    MemoryLimitError
+        If a limit is too small for any plan; the message has the numbers.
+    JournalError, JournalBusyError
+        If the journal is of other work (the message has what changed) or another process is at it.
+    StoreError
+        If a store cannot be read or written; with a journal the same call goes on.
+
+    References
+    ----------
+    .. [1] O. Beaumont, L. Eyraud-Dubois, M. Vérité and J. Langou, "I/O-optimal algorithms for symmetric linear algebra
+       kernels", SPAA 2022.
+
+    Examples
+    --------
+    >>> L = cholesky([[4.0, 2.0], [2.0, 5.0]])
+    >>> L.to_numpy()
+    array([[2., 0.],
+           [1., 2.]])
+    >>> L.properties.is_lower_triangular
+    True
+    """
+    matrix = square("cholesky", a)
+    dtype = kernel_type("cholesky", matrix.dtype)
+    if variant is not None and variant not in _VARIANTS:
+        raise ConfigError(f"cholesky: variant is {variant!r}; it must be one of {', '.join(_VARIANTS)}")
+    from pycauset.solver.run import named_limit
+
+    limit = named_limit(memory, "memory")
+    if check and not getattr(matrix.store, "unfinished", False):
+        check_hermitian("cholesky", stored(matrix), limit)
+    job = _Cholesky(matrix, dtype, bool(lower), variant, memory, gpu_memory, progress)
+    if check_finite and (overwrite_a or overwrite) and matrix._array is not None:
+        refuse_non_finite("cholesky", stored(matrix), job.part, memory=limit)
+    try:
+        if overwrite_a or overwrite:
+            if out is not None and out is not a:
+                raise ConfigError("cholesky: overwrite puts the factor in the place of a, and out in another; give one of them")
+            return job.in_place(resume)
+        return job.out_of_place(out, limit, resume)
+    except NotPositiveDefiniteError as error:
+        if check_finite and math.isnan(error.value) and not (overwrite_a or overwrite):
+            refuse_non_finite("cholesky", stored(matrix), "lower" if lower else "upper", memory=limit)
+        raise
+
+
+class _Cholesky:
+    """One factorisation, out of place or in place."""
+
+    def __init__(
+        self,
+        matrix: Matrix,
+        dtype: np.dtype[Any],
+        lower: bool,
+        variant: str | None,
+        memory: Any,
+        gpu_memory: Any,
+        progress: Any,
+    ) -> None:
+        self.matrix, self.dtype, self.lower, self.variant = matrix, dtype, lower, variant
+        self.memory, self.gpu_memory, self.progress = memory, gpu_memory, progress
+        self.n = matrix.shape[0]
+        self.part = "lower" if lower else "upper"
+        self.flags = mask(f"is_{self.part}_triangular")
+        self.limited = memory is not None or gpu_memory is not None
+
+    # -- out of place ---------------------------------------------------------------------------------------------
+
+    def out_of_place(self, out: Any, limit: int | None, resume: Any) -> Matrix:
+        """The factor in a store of its own."""
+        source = stored(self.matrix)
+        shape, dtype = self.matrix.shape, self.dtype
+        if out is None and not self.limited and self.n <= _SMALL:
+            array = np.empty(shape, dtype)
+            load(source, array, self.part)
+            self._lapack(array)
+            return Matrix._of_array(array, self.flags)
+        chunks = chunks_like(source, shape, dtype)
+        request = {"dtype": dtype.name, "lower": self.lower, "variant": self.variant}
+        operands = {"a": (self.matrix.store, self.matrix.op)}
+        with Result(
+            "cholesky",
+            shape,
+            dtype,
+            out,
+            structure=self.part,
+            reads=(self.matrix.store,),
+            limit=limit,
+            chunks=chunks,
+            request=lambda: request_of("cholesky", request, operands),
+            resume=resume,
+        ) as result:
+            if result.finished:
+                return result.opened()
+            target = _rows(in_memory(result.store), dtype)
+
+            def in_core() -> None:
+                assert target is not None
+                load(source, target[0], self.part)
+                self._lapack(target[0])
+
+            plan = self._run(source, result.store, result.nbytes, result.journal, in_core if target is not None else None)
+            clear_beyond(result.store, self.part, plan.tile[0] if plan is not None else 0)
+            factor: Matrix = result.finish(self.flags)
+            return factor
+
+    def _run(self, source: TileStore, factor: TileStore, result_bytes: int, journal: Any, in_core: Any) -> Any:
+        from pycauset.devices.audit import load_profile
+        from pycauset.drivers.cholesky import CholeskyDriver
+        from pycauset.solver.blocked import BlockedOperation, run
+
+        if not self.n:
+            return None
+        flops = (4.0 if self.dtype.kind == "c" else 1.0) * self.n**3 / 3
+        if self.variant is not None or journal is not None:
+            in_core = None
+        seconds = 0.0
+        if in_core is not None:
+            seconds = flops / (0.75 * load_profile().gemm_rate("cpu", self.dtype.name, float(self.n)))
+        driver = CholeskyDriver(source, factor, self.dtype, lower=self.lower, variant=self.variant, journal=journal)
+        operation = BlockedOperation(
+            "cholesky",
+            driver,
+            flops,
+            self.memory,
+            self.gpu_memory,
+            result_bytes,
+            self.progress,
+            in_core,
+            seconds,
+            repeatable=source is not factor,
+        )
+        return run(operation, journal)
+
+    def _lapack(self, array: Array) -> None:
+        """Factor an array in place, zeros in its other triangle."""
+        from pycauset import devices
+
+        if not array.size:
+            return
+        found = _rows(array, self.dtype)
+        assert found is not None
+        rows, flipped = found
+        devices.cpu().kernels["potrf"]((rows,), (rows,), (0, self.lower != flipped), None)
+
+    # -- in place -------------------------------------------------------------------------------------------------
+
+    def in_place(self, resume: Any) -> Matrix:
+        """The factor in the place of the matrix."""
+        matrix, array = self.matrix, self.matrix._array
+        self._check_place()
+        if array is not None:
+            self._array_in_place(ArrayStore(array))
+        elif isinstance(matrix.store, ZarrStore):
+            again = self._journalled(matrix.store, resume)
+            if again is not None:
+                return again
+        else:
+            self._unjournalled(matrix.store)
+        from pycauset import operations
+        from pycauset.indexing import select
+
+        operations.forget(matrix, select((slice(None), slice(None)), matrix.shape), zeros=False)
+        matrix.properties = Properties(matrix.shape, matrix.dtype, self.flags)
+        return matrix
+
+    def _check_place(self) -> None:
+        matrix, store = self.matrix, self.matrix.store
+        flags = matrix._flags()
+        if not store.writable:
+            raise StorePermissionError(
+                f"cholesky: {matrix!r} is computed or read-only, nothing can be overwritten; leave overwrite"
+            )
+        if matrix.dtype != self.dtype:
+            raise DtypeError(
+                f"cholesky: a matrix of {matrix.dtype} cannot hold its factor, which is {self.dtype}; leave overwrite"
+            )
+        if matrix._array is not None:
+            return
+        if matrix.op != "N":
+            raise ShapeError(f"cholesky: {matrix!r} is a view; overwrite the matrix itself")
+        mirrored = store.structure in ("symmetric", "hermitian")
+        if store.structure not in ("full", self.part) and not (mirrored and self.lower):
+            raise ShapeError(
+                f"cholesky: {matrix!r} is stored as {store.structure}, which has no {self.part} triangle to overwrite; "
+                f"give lower={not self.lower}"
+            )
+        if known(flags, f"is_{self.part}_triangular") and not known(flags, "is_diagonal"):
+            raise ConfigError(
+                f"cholesky: {matrix!r} is known to be {self.part} triangular: is it the factor already? Else withdraw the claim, "
+                f"A.properties.is_{self.part}_triangular = None"
+            )
+
+    def _array_in_place(self, store: ArrayStore) -> None:
+        direct = _rows(store.array, self.dtype) is not None
+        if not self.limited and self.n <= _SMALL and direct:
+            self._lapack(store.array)
+            return
+        plan = self._run(store, store, 0, None, (lambda: self._lapack(store.array)) if direct else None)
+        clear_beyond(store, self.part, plan.tile[0] if plan is not None else 0)
+
+    def _unjournalled(self, store: TileStore) -> None:
+        """A file whose tiles cannot be replaced atomically."""
+        store.begin_write()
+        try:
+            plan = self._run(store, store, 0, None, None)
+            clear_beyond(store, self.part, plan.tile[0] if plan is not None else self.n)
+            store.commit(properties=Properties(store.shape, store.dtype, self.flags).to_json())
+        except BaseException:
+            store.discard()
+            raise
+
+    def _journalled(self, store: ZarrStore, resume: Any) -> Matrix | None:
+        """In place, tile by tile; the matrix of an interrupted run that had finished after all, if so."""
+        from pycauset.storage.journal import open_journal
+
+        assert store.path is not None
+        request = request_of(
+            "cholesky in place",
+            {"dtype": self.dtype.name, "lower": self.lower, "variant": self.variant},
+            {"a": (store, "N")},
+        )
+        del request["operands"]["a"]["structure"]  # finishing changes it
+        with open_journal(store.path, request, resume=resume) as journal:
+            if journal.finished:
+                return Matrix(open_store(store.path))
+            journal.in_place(store)
+            try:
+                self._run(store, store, 0, journal, None)
+            except MATHEMATICS as error:
+                with contextlib.suppress(OSError):
+                    journal.flush()
+                side = journal.plan["plan"]["tile"][0] if journal.plan else self.n
+                told = _with_tiles(error, journal.generations(), side, self.n, self.lower, str(store.path))
+                journal.discard()
+                raise told from None
+            store.restructure(self.part)
+            journal.finish(properties=Properties(store.shape, store.dtype, self.flags).to_json())
+        return None
+
+
+def _rows(array: Array | None, dtype: np.dtype[Any]) -> tuple[Array, bool] | None:
+    """An array as kernels take it, or its transpose (then True); None if neither will do."""
+    if array is not None:
+        for view, flipped in ((array, False), (array.T, True)):
+            if takes_rows(view, dtype):
+                return view, flipped
+    return None
+
+
+def _with_tiles(error: Any, generations: dict[Rect, int], side: int, n: int, lower: bool, path: str) -> Exception:
+    """The error of a factorisation in place on disk, which says what each tile holds."""
+    tiles: dict[str, list[Rect]] = {"factor": [], "updated": [], "original": []}
+    for j in range(0, n, side):
+        for i in range(j, n, side):
+            rows, cols = (i, min(i + side, n)), (j, min(j + side, n))
+            rect = Rect(*rows, *cols) if lower else Rect(*cols, *rows)
+            done = generations.get(rect, 0)  # tasks that have written it: one for each column before its own, and its own
+            tiles["factor" if done > j // side else "updated" if done else "original"].append(rect)
+    if not (tiles["factor"] or tiles["updated"]):
+        error.add_note(f"{path} is as it was")
+        return error  # type: ignore[no-any-return]
+    listed = "; ".join(f"{len(rects)} {_SAYS[kind]}{_first(rects)}" for kind, rects in tiles.items())
+    text = (
+        f"{error}. {path} was to be overwritten and is a mixture now, of tiles of {side} × {side} (error.tiles lists all): "
+        f"{listed}. Make the matrix again"
+    )
+    if isinstance(error, NotPositiveDefiniteError):
+        told = NotPositiveDefiniteError(text, pivot=error.pivot, value=error.value)
+        told.tiles = {kind: tuple(rects) for kind, rects in tiles.items()}
+        return told
+    return type(error)(text)  # type: ignore[no-any-return]
+
+
+_SAYS: Final = {"factor": "hold the factor", "updated": "are updated in part", "original": "are as they were"}
+
+
+def _first(rects: list[Rect]) -> str:
+    shown = ", ".join(f"[{r.r0}:{r.r1}, {r.c0}:{r.c1}]" for r in rects[:6])
+    return f" ({shown}{', …' if len(rects) > 6 else ''})" if rects else ""

@@ -1,0 +1,203 @@
+"""Where a result goes: RAM or scratch, a path (with a journal beside it), or a matrix or array of the caller's."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.linalg import LinAlgError
+
+from pycauset.errors import DtypeError, NonFiniteError, OverlapError, ShapeError
+from pycauset.evaluate import new_result
+from pycauset.linalg.operands import in_memory
+from pycauset.matrix import Matrix, asmatrix
+from pycauset.properties import Properties
+from pycauset.storage import TileStore, create_store, open_store
+
+__all__ = ["MATHEMATICS", "Result", "request_of"]
+
+#: Errors of the mathematics: to go on with the same operands would end in the same way.
+MATHEMATICS = (LinAlgError, NonFiniteError)
+
+
+def request_of(operation: str, arguments: dict[str, Any], operands: dict[str, tuple[TileStore, str]]) -> dict[str, Any]:
+    """What a journal compares: everything that decides the result's bits."""
+    from pycauset.hardware import fingerprint
+    from pycauset.storage.journal import operand_identity
+
+    machine = fingerprint()
+    return {
+        "operation": operation,
+        "arguments": arguments,
+        "operands": {name: {**operand_identity(store), "op": op} for name, (store, op) in operands.items()},
+        "threads": {"cores": machine["cores"], "settings": machine["threads"], "instructions": machine["isa"]},
+    }
+
+
+class Result:
+    """The store that a result is computed into, from its making to the end.
+
+    As a context manager it ends well by :meth:`finish`; when an exception leaves the block, what was begun is removed, or, with a
+    journal, kept for the same call to go on (unless the error is one of `MATHEMATICS`).
+
+    Parameters
+    ----------
+    name : str
+        Of the operation, for errors.
+    shape, dtype
+        Of the result.
+    out : None, path, Matrix or ndarray
+    structure : str
+        Of a new store on disk.
+    reads : sequence of TileStore
+        What is read while the result is written.
+    limit : int or None
+        The operation's host memory in bytes.
+    chunks : (int, int), optional
+        Of a new store on disk.
+    request : callable, optional
+        Gives the request of a journal (`request_of`), which a Zarr folder named by path then gets.
+    resume : bool or "restart"
+        As `open_journal` takes it.
+
+    Attributes
+    ----------
+    store : TileStore
+    journal : Journal or None
+    finished : bool
+        An interrupted run had finished after all; there is nothing to do but `opened`.
+    nbytes : int
+        Bytes of a new result in RAM.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        shape: tuple[int, int],
+        dtype: np.dtype[Any],
+        out: Any,
+        *,
+        structure: str = "full",
+        reads: tuple[TileStore, ...] = (),
+        limit: int | None = None,
+        chunks: tuple[int, int] | None = None,
+        request: Callable[[], dict[str, Any]] | None = None,
+        resume: Any = True,
+    ) -> None:
+        self.journal: Any = None
+        self.finished, self.nbytes = False, 0
+        self._out, self._path, self._flags = out, None, 0
+        self._done = False
+        if out is None:
+            self.store: TileStore = new_result(shape, dtype, limit, chunks=chunks, structure=structure)
+            self.nbytes = self.store.nbytes if in_memory(self.store) is not None else 0
+        elif isinstance(out, (str, os.PathLike)):
+            self._path = os.fspath(out)
+            plain = self._path.endswith(".npy")
+            if plain or request is None:
+                form: dict[str, Any] = {} if plain else {"chunks": chunks, "structure": structure}
+                self.store = create_store(out, shape, dtype, **form)
+            else:
+                self._begin_journal(shape, dtype, structure, chunks, request(), resume)
+        else:
+            self.store = _given(name, out, shape, dtype, structure, reads)
+            self.store.begin_write()
+
+    def _begin_journal(
+        self, shape: tuple[int, int], dtype: Any, structure: str, chunks: Any, request: dict[str, Any], resume: Any
+    ) -> None:
+        from pycauset.storage.journal import open_journal
+
+        assert self._path is not None
+        self.journal = open_journal(self._path, request, resume=resume)
+        try:
+            self.finished = self.journal.finished
+            if self.finished:
+                self.store = open_store(self._path)
+            else:
+                # A resumed output keeps the chunks that it was begun with.
+                kept = None if self.journal.resumed else chunks
+                self.store = self.journal.new_output(shape, dtype, chunks=kept, structure=structure)
+        except BaseException:
+            self.journal.suspend()
+            raise
+
+    def opened(self) -> Matrix:
+        """The result of the run that had finished."""
+        self._done = True
+        return Matrix(self.store)
+
+    def finish(self, flags: int = 0, *, vector: bool = False) -> Any:
+        """Finish the output, with its properties; what the caller gets.
+
+        Parameters
+        ----------
+        flags : int
+            Claims.
+        vector : bool
+            A column that nobody gave a place comes back as an array of one dimension.
+        """
+        self._done = True
+        claims = Properties(self.store.shape, self.store.dtype, flags).to_json()
+        on_disk = {"properties": claims} if claims or self.store.attributes.get("properties") else {}
+        if in_memory(self.store) is not None:
+            on_disk = {}
+        if self.journal is not None:
+            self.journal.finish(**on_disk)
+        else:
+            self.store.commit(**on_disk)
+        if self._out is None and vector:
+            return column_of(self.store)
+        if self._out is None or self._path is not None:
+            return Matrix._of_store(self.store, "N", flags)
+        if isinstance(self._out, Matrix):
+            self._out.properties = Properties(self._out.shape, self._out.dtype, flags)
+        return self._out
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._done and error is None:
+            return
+        if self.journal is None:
+            self.store.discard()
+        elif isinstance(error, MATHEMATICS):
+            self.journal.discard()
+        else:
+            self.journal.suspend()
+
+
+def column_of(store: TileStore) -> np.ndarray[Any, Any]:
+    """A store of one column as an array of one dimension."""
+    array = in_memory(store)
+    if array is None:
+        array = np.empty(store.shape, store.dtype)
+        from pycauset.linalg.triangles import load
+
+        load(store, array)
+    return array[:, 0]
+
+
+def _given(
+    name: str, out: Any, shape: tuple[int, int], dtype: np.dtype[Any], structure: str, reads: tuple[TileStore, ...]
+) -> TileStore:
+    """The store of a matrix or array that the caller gave for the result, if it can take it."""
+    if not hasattr(out, "shape"):
+        raise DtypeError(f"{name}: out is a {type(out).__qualname__}; it must be a Matrix, an array, or a path")
+    matrix = asmatrix(out)
+    if matrix.shape != shape:
+        raise ShapeError(f"{name}: out has shape {tuple(out.shape)}, but the result has shape {shape}")
+    if not np.can_cast(dtype, matrix.dtype, "same_kind"):
+        raise DtypeError(f"{name}: the result is {dtype}, which out of {matrix.dtype} cannot hold; give an out of {dtype}")
+    if matrix.op != "N":
+        raise ShapeError(f"{name}: out is {matrix!r}; give the matrix itself, not a view of it")
+    if matrix.store.structure not in ("full", structure):
+        raise ShapeError(f"{name}: out is stored as {matrix.store.structure}, but the result is {structure}; give a full out")
+    for store in reads:
+        if matrix.store.overlaps(store):
+            raise OverlapError(f"{name}: out {out!r} shares storage with an operand, which is still to be read; give another out")
+    return matrix.store

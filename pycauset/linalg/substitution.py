@@ -1,0 +1,193 @@
+"""Substitution with one triangle, or one after the other, on right-hand sides wherever they lie."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import numpy as np
+
+from pycauset.errors import NonFiniteError
+from pycauset.linalg.operands import Triangle, in_memory, stored, takes_rows
+from pycauset.linalg.results import Result
+from pycauset.linalg.triangles import check_finite as refuse_non_finite
+from pycauset.linalg.triangles import load
+from pycauset.matrix import Matrix
+from pycauset.storage import TileStore, default_chunks
+
+__all__ = ["System", "substitute"]
+
+Array = np.ndarray[Any, Any]
+
+#: Triangles in RAM whose systems go straight to BLAS: choosing a route would take longer.
+_SMALL: Final = 1 << 16
+
+
+class System:
+    """One right-hand side on its way through one triangular system, or several."""
+
+    def __init__(
+        self,
+        name: str,
+        right: Matrix,
+        vector: bool,
+        dtype: np.dtype[Any],
+        memory: Any,
+        gpu_memory: Any,
+        progress: Any,
+        check_finite: bool,
+    ) -> None:
+        self.name, self.right, self.vector, self.dtype = name, right, vector, dtype
+        self.memory, self.gpu_memory, self.progress, self.check = memory, gpu_memory, progress, check_finite
+
+    def solve(
+        self,
+        steps: list[Triangle],
+        out: Any,
+        overwrite: bool,
+        *,
+        request: Any = None,
+        resume: Any = True,
+        reads: TileStore,
+    ) -> Any:
+        """Solve with one triangle after the other, the first time from the right-hand side, then in the solution's place."""
+        from pycauset.solver.run import named_limit
+
+        limit = named_limit(self.memory, "memory")
+        source = stored(self.right)
+        in_place = overwrite and out is None and self._can_hold()
+        with Result(
+            self.name,
+            self.right.shape,
+            self.dtype,
+            self.right if in_place else out,
+            reads=(reads,) if in_place else (reads, self.right.store),
+            limit=limit,
+            chunks=_chunks(steps[0].store, source, self.dtype),
+            request=request,
+            resume=resume,
+        ) as result:
+            if result.finished:
+                return result.opened()
+            for step, triangle in enumerate(steps):
+                first = step == 0 and not in_place
+                self._step(triangle, source if first else None, result, check_diagonal=step == 0)
+            if self.check:
+                self._check(steps, result, source if not in_place else None, limit)
+            if in_place:
+                result.finish()
+                array = self.right._array
+                return array[:, 0] if self.vector and array is not None else self.right
+            return result.finish(vector=self.vector)
+
+    def _can_hold(self) -> bool:
+        """Whether the right-hand side can take the solution."""
+        b = self.right
+        return b.dtype == self.dtype and b.op == "N" and b.store.structure == "full" and b.store.writable
+
+    def _step(self, triangle: Triangle, source: TileStore | None, result: Result, *, check_diagonal: bool) -> None:
+        substitute(
+            self.name,
+            triangle,
+            source,
+            result.store,
+            self.dtype,
+            memory=self.memory,
+            gpu_memory=self.gpu_memory,
+            progress=self.progress,
+            result_bytes=result.nbytes,
+            journal=result.journal,
+            check_diagonal=check_diagonal,
+        )
+
+    def _check(self, steps: list[Triangle], result: Result, source: TileStore | None, limit: int | None) -> None:
+        """NaN and infinity in operands show in the solution: only then are the operands searched."""
+        from pycauset.evaluate import reduce
+
+        if not result.store.shape[0] * result.store.shape[1]:
+            return
+        array = in_memory(result.store)
+        if array is not None and array.size <= _SMALL:
+            finite = bool(np.isfinite(array).all())
+        else:
+            finite = bool(np.isfinite(reduce("max_abs", result.store, owner=f"{self.name}: looking for NaN")[0, 0]))
+        if finite:
+            return
+        first = steps[0]
+        refuse_non_finite(self.name, first.store, "lower" if first.uplo == "L" else "upper", memory=limit)
+        if source is not None:
+            refuse_non_finite(self.name, source, what="b", memory=limit)
+        raise NonFiniteError(
+            f"{self.name}: the solution overflows {self.dtype}" + ("" if source is not None else ", or b held NaN or infinity")
+        )
+
+
+def substitute(
+    name: str,
+    triangle: Triangle,
+    b: TileStore | None,
+    x: TileStore,
+    dtype: np.dtype[Any],
+    *,
+    memory: Any = None,
+    gpu_memory: Any = None,
+    progress: Any = None,
+    result_bytes: int = 0,
+    journal: Any = None,
+    check_diagonal: bool = True,
+) -> None:
+    """``op(T) X = B`` into an output that is open for writing; without ``b`` the right-hand side lies there already."""
+    n, m = x.shape
+    if not (n and m):
+        return
+    t, held = in_memory(triangle.store), in_memory(x)
+    in_core: Callable[[], None] | None = None
+    if journal is None and t is not None and held is not None and takes_rows(t, dtype) and takes_rows(held, dtype):
+        rows, target = t, held
+
+        def whole() -> None:
+            from pycauset import devices
+            from pycauset.devices.blas import trsm
+
+            if check_diagonal and not triangle.unit:
+                devices.cpu().kernels["check_diagonal"]((rows,), (), (0,), None)
+            if b is not None:
+                load(b, target)
+            trsm(rows, target, side="L", uplo=triangle.uplo, op=triangle.op, unit=triangle.unit)
+
+        if memory is None and gpu_memory is None and n * (n + m) <= _SMALL:
+            whole()
+            return
+        in_core = whole
+    from pycauset.devices.audit import load_profile
+    from pycauset.drivers.triangular import TriangularSolveDriver
+    from pycauset.solver.blocked import BlockedOperation, run
+
+    flops = (4.0 if dtype.kind == "c" else 1.0) * n * n * m
+    seconds = flops / (0.85 * load_profile().gemm_rate("cpu", dtype.name, float(min(n, m)))) if in_core is not None else 0.0
+    driver = TriangularSolveDriver(
+        triangle.store,
+        x,
+        dtype,
+        origin=b,
+        uplo=triangle.uplo,
+        op=triangle.op,
+        unit=triangle.unit,
+        journal=journal,
+        check=check_diagonal,
+    )
+    operation = BlockedOperation(
+        name, driver, flops, memory, gpu_memory, result_bytes, progress, in_core, seconds, repeatable=b is not None
+    )
+    run(operation, journal)
+
+
+def _chunks(t: TileStore, b: TileStore, dtype: np.dtype[Any]) -> tuple[int, int]:
+    """Chunks of a solution on disk: those of the right-hand side if they fit to the triangle's, else rows of these."""
+    shape = b.shape
+    if b.path is not None and b.chunks[0] == t.chunks[0]:
+        return b.chunks
+    height, width = default_chunks(shape, dtype)
+    if t.path is not None and t.chunks[0] == t.chunks[1] and t.chunks[0] * width * dtype.itemsize <= 32 << 20:
+        height = min(t.chunks[0], max(1, shape[0]))
+    return height, width

@@ -1,0 +1,194 @@
+"""Passes over one triangle of a matrix wherever it lies: loading, clearing, mirroring, looking for NaN, comparing, diagonals."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+import numpy as np
+
+from pycauset.errors import NonFiniteError, NotHermitianError
+from pycauset.governor import governor
+from pycauset.linalg.operands import in_memory
+from pycauset.storage import TileStore
+from pycauset.tiling import Rect, ceil_div, pieces, round_up
+
+__all__ = ["check_finite", "check_hermitian", "clear_beyond", "diagonal", "load", "mirror", "rectangles"]
+
+Array = np.ndarray[Any, Any]
+
+_ELEMENTS: Final = 1 << 18  # of a rectangle, where chunks are smaller
+_STRIP: Final = 256
+
+
+def rectangles(store: TileStore, part: str = "full") -> Iterator[Rect]:
+    """Rectangles along a store's chunks that cover all of it, or its ``"lower"`` or ``"upper"`` triangle."""
+    (rows, cols), (h, w) = store.shape, store.chunks
+    w = min(w, max(1, cols))
+    h = min(max(1, rows), h * max(1, _ELEMENTS // (h * w)))
+    for r0 in range(0, rows, h):
+        r1 = min(r0 + h, rows)
+        first = r0 // w * w if part == "upper" else 0
+        for c0 in range(first, min(cols, r1) if part == "lower" else cols, w):
+            c1 = min(c0 + w, cols)
+            if part == "lower" and w > h:
+                c1 = min(c1, r1)
+            yield Rect(r0, r1, max(c0, r0) if part == "upper" and w > h else c0, c1)
+
+
+@contextlib.contextmanager
+def _buffer(store: TileStore, largest: int, owner: str, memory: int | None) -> Iterator[Array]:
+    """A ticketed buffer for so many elements of a store."""
+    nbytes = largest * store.dtype.itemsize
+    with governor().scope(host=memory, owner=owner) as scope, scope.require("host", nbytes):
+        yield np.empty(largest, store.dtype)
+
+
+def load(store: TileStore, out: Array, part: str = "full") -> None:
+    """Read a store, or one triangle of it (and what shares chunks with that), into an array."""
+    for rect in rectangles(store, part):
+        store.read(rect, out[rect.slices])
+
+
+def clear_beyond(store: TileStore, part: str, tile: int) -> None:
+    """Zeros in the triangle opposite to ``part``, where a store keeps it.
+
+    Parameters
+    ----------
+    store : TileStore (n, n)
+    part : {"lower", "upper"}
+        The triangle that holds something.
+    tile : int
+        Side of the square tiles along the diagonal that hold zeros beyond it already; 0 if none do.
+    """
+    n = store.shape[0]
+    if store.structure != "full":
+        _repair(store, tile, np.tril if part == "lower" else np.triu)
+        return
+    array = in_memory(store)
+    if array is not None:
+        for start in range(0, n, _STRIP):
+            stop = min(start + _STRIP, n)
+            corner = array[start:stop, start:stop]
+            if part == "lower":
+                corner[...] = np.tril(corner)
+                array[start:stop, stop:] = 0
+            else:
+                corner[...] = np.triu(corner)
+                array[start:stop, :start] = 0
+        return
+    for start in range(0, n, tile):
+        stop = min(start + tile, n)
+        beyond = Rect(start, stop, stop, n) if part == "lower" else Rect(start, stop, 0, start)
+        for _, _, rect in pieces(beyond, store.chunks):
+            store.write(rect, np.zeros(rect.shape, store.dtype))
+
+
+def _repair(store: TileStore, tile: int, change: Callable[[Array], Array]) -> None:
+    """Chunks on the diagonal of a store of one triangle are kept whole, and tiles smaller than chunks leave gaps in them."""
+    n, side = store.shape[0], max(store.chunks)
+    if not tile or tile % side == 0 or tile >= n:
+        return
+    for start in range(0, n, side):
+        rect = Rect(start, min(start + side, n), start, min(start + side, n))
+        block = np.empty(rect.shape, store.dtype)
+        store.read(rect, block)
+        store.write(rect, change(block))
+
+
+def mirror(store: TileStore, tile: int, memory: int | None) -> None:
+    """Fill the upper triangle with the adjoint of the lower one where a store keeps it, tiles along the diagonal left alone."""
+    from pycauset.devices.numpy import mirror_lower
+
+    def mirrored(block: Array) -> Array:
+        mirror_lower(block, store.dtype.kind == "c")
+        return block
+
+    array = in_memory(store)
+    if array is not None:
+        mirrored(array)
+        return
+    if store.structure != "full":
+        _repair(store, tile, mirrored)
+        return
+    n = store.shape[0]
+    with _buffer(store, store.chunks[0] * store.chunks[1], "mirroring a triangle", memory) as buffer:
+        for start in range(0, n, tile):
+            for _, _, rect in pieces(Rect(start, min(start + tile, n), min(start + tile, n), n), store.chunks):
+                part = buffer[: rect.size].reshape(rect.T.shape)
+                store.read(rect.T, part)
+                store.write(rect, part.conj().T)
+
+
+def check_finite(name: str, store: TileStore, part: str = "full", *, what: str = "a", memory: int | None = None) -> None:
+    """Raise `NonFiniteError` if a store, or one triangle of it, holds NaN or infinity; the error names the first element.
+
+    Each element is read once.
+    """
+    if store.dtype.kind not in "fc":
+        return
+    largest = max((rect.size for rect in rectangles(store, part)), default=0)
+    with _buffer(store, largest, f"{name}: looking for NaN and infinity", memory) as buffer:
+        for rect in rectangles(store, part):
+            block = buffer[: rect.size].reshape(rect.shape)
+            store.read(rect, block)
+            bad = ~np.isfinite(block)
+            if bad.any():
+                if part == "lower":
+                    bad = np.tril(bad, rect.r0 - rect.c0)
+                elif part == "upper":
+                    bad = np.triu(bad, rect.r0 - rect.c0)
+                found = np.argwhere(bad)
+                if len(found):
+                    i, j = (int(k) for k in found[0])
+                    raise NonFiniteError(
+                        f"{name}: {what} holds {block[i, j]} at row {rect.r0 + i}, column {rect.c0 + j}; NaN and infinity cannot "
+                        "be computed with"
+                    )
+
+
+def check_hermitian(name: str, store: TileStore, memory: int | None) -> None:
+    """Compare every element with its mirror image, exactly; `NotHermitianError` names the first pair that differs."""
+    n = store.shape[0]
+    unit = max(store.chunks)
+    room = 1 << 20 if memory is None else max(1, memory // (8 * store.dtype.itemsize))
+    side = max(1, min(n, unit if unit * unit <= room else int(room**0.5)))
+    if unit * unit < room >> 2:
+        side = min(n, round_up(int(room**0.5) // 2, unit))
+    kind = "Hermitian" if store.dtype.kind == "c" else "symmetric"
+    with _buffer(store, 2 * side * side, f"{name}: comparing with the transpose", memory) as buffer:
+        for i in range(ceil_div(n, side)):
+            for j in range(i + 1):
+                rect = Rect(i * side, min((i + 1) * side, n), j * side, min((j + 1) * side, n))
+                x = buffer[: rect.size].reshape(rect.shape)
+                y = buffer[side * side : side * side + rect.size].reshape(rect.T.shape)
+                store.read(rect, x)
+                store.read(rect.T, y)
+                with np.errstate(invalid="ignore"):
+                    bad = (x != y.conj().T) & ~(np.isnan(x) & np.isnan(y.T)) if x.dtype.kind in "fc" else x != y.T
+                if bad.any():
+                    r, c = (int(k) for k in np.argwhere(bad)[0])
+                    row, col = rect.r0 + r, rect.c0 + c
+                    pair = f" and a[{col}, {row}] is {y[c, r]}" if row != col else ", which has an imaginary part"
+                    raise NotHermitianError(
+                        f"{name}: a is not {kind}: a[{row}, {col}] is {x[r, c]}{pair}; "
+                        "symmetrize it, (a + a.H) / 2, or drop check=True, which reads one triangle only",
+                        index=(row, col),
+                    )
+
+
+def diagonal(store: TileStore) -> Array:
+    """The main diagonal, read by small squares."""
+    n = min(store.shape)
+    array = in_memory(store)
+    if array is not None:
+        return array.diagonal().copy()
+    found = np.empty(n, store.dtype)
+    step = max(1, min(store.chunks)) if store.whole_chunks else max(1, min(_STRIP, *store.chunks))
+    for start in range(0, n, step):
+        stop = min(start + step, n)
+        block = np.empty((stop - start, stop - start), store.dtype)
+        store.read(Rect(start, stop, start, stop), block)
+        found[start:stop] = block.diagonal()
+    return found
