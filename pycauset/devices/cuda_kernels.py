@@ -37,6 +37,8 @@ Check = Callable[[], None]
 
 #: Triangles up to this order are inverted by a solve with the identity, larger ones by halves.
 _LEAF: Final = 128
+#: Order of the diagonal blocks that solves with a larger triangle invert first: then all of the solve is products.
+_BLOCK: Final = 512
 _SQUARE: Final = 32  # side of the square that a block of threads works on
 _VERDICTS: Final = 1024  # outcomes of one stream that may be unread before more memory is pinned
 _ALIGNMENT: Final = 256
@@ -151,7 +153,7 @@ class CudaKernels:
     def __init__(self, device: CupyDevice) -> None:
         self._device = device
         self._lock = threading.Lock()
-        self._workspaces: dict[int, _Workspace] = {}
+        self._workspaces: dict[tuple[int, str], _Workspace] = {}
         self.table: dict[str, Callable[..., Check | None]] = {
             "check_diagonal": self._check_diagonal,
             "copy": self._copy,
@@ -180,7 +182,7 @@ class CudaKernels:
             If the governor or CUDA refuses.
         """
         for stream in streams:
-            workspace = self._workspace(stream)
+            workspace = self._workspace(stream, "inverses" if kernel == "trsm" else "")
             with workspace.lock:
                 workspace.buffer(self._needed(workspace, kernel, n, dtype))
 
@@ -193,13 +195,15 @@ class CudaKernels:
     def _needed(self, workspace: _Workspace, kernel: str, n: int, dtype: str) -> int:
         if kernel == "potrf":
             return max(_potrf_layout(workspace.solver, dtype, uplo, n, n)[-1] for uplo in "LU")
+        if kernel == "trsm":
+            return _blocks_bytes(n, dtype)
         return _leaf_bytes(n, dtype) if kernel == "trtri" else 0
 
-    def _workspace(self, stream: int) -> _Workspace:
+    def _workspace(self, stream: int, use: str = "") -> _Workspace:
         with self._lock:
-            found = self._workspaces.get(stream)
+            found = self._workspaces.get((stream, use))
             if found is None:
-                found = self._workspaces[stream] = _Workspace(self._device, stream)
+                found = self._workspaces[stream, use] = _Workspace(self._device, stream)
             return found
 
     # -- products and solves --------------------------------------------------------------------------------------
@@ -229,9 +233,65 @@ class CudaKernels:
             self._on_squares("mirror_lower", c, lane, _ptr(c), _long(c.rows), _long(c.ld), _width(c), np.int32(hermitian))
 
     def _trsm(self, reads: Sequence[TileView], writes: Sequence[TileView], params: tuple[Any, ...], lane: CudaLane) -> None:
-        """``X = alpha op(T)⁻¹ X`` or ``alpha X op(T)⁻¹``; params (side, uplo, op, unit, alpha)."""
+        """``X = alpha op(T)⁻¹ X`` or ``alpha X op(T)⁻¹``; params (side, uplo, op, unit, alpha), and perhaps a key.
+
+        Tasks of one run that give the same key promise the same T. cuBLAS solves with large triangles at a third of gemm's rate,
+        so T's diagonal blocks of order 512 are inverted once, and each solve is products with them and with T.
+        """
+        t, x = reads[0], writes[0]
         assert lane.blas is not None
-        _solve(lane.blas, reads[0], writes[0], *params)
+        if len(params) > 5 and t.rows > _BLOCK and params[4] == 1.0:
+            self._solve_by_blocks(t, x, params[:4], self._inverses(t, params[1], params[3], params[5], lane), lane)
+        else:
+            _solve(lane.blas, t, x, *params[:5])
+
+    def _inverses(self, t: TileView, uplo: str, unit: bool, key: Any, lane: CudaLane) -> list[TileView]:
+        """The inverses of T's diagonal blocks; they stay until this lane is asked for those of another key."""
+        space = self._workspace(lane.stream, "inverses")
+        with space.lock:
+            address = space.buffer(_blocks_bytes(t.rows, t.kind))
+            known = address, t.rows, t.kind, uplo, unit, key
+            size = _SIZE[t.kind]
+            inverses = []
+            for start in range(0, t.rows, _BLOCK):
+                rows = min(_BLOCK, t.rows - start)
+                inverses.append(t._replace(address=address + start * _BLOCK * size, rows=rows, cols=rows, ld=rows))
+            if lane.kept != known:
+                assert lane.blas is not None
+                for index, inverse in enumerate(inverses):
+                    self._fill_identity((), (inverse,), (1.0,), lane)
+                    start = index * _BLOCK
+                    block = _part(t, start, start, inverse.rows, inverse.rows)
+                    _solve(lane.blas, block, inverse, "L", uplo, "N", unit, 1.0)
+                lane.kept = known
+        return inverses
+
+    def _solve_by_blocks(
+        self, t: TileView, x: TileView, params: tuple[Any, ...], inverses: Sequence[TileView], lane: CudaLane
+    ) -> None:
+        """``X = op(T)⁻¹ X`` or ``X op(T)⁻¹`` block by block, right-looking."""
+        side, uplo, op, _ = params
+        n = t.rows
+        downwards = ((uplo == "L") == (op == "N")) == (side == "L")
+        order = range(len(inverses))
+        for index in order if downwards else reversed(order):
+            first, size = index * _BLOCK, inverses[index].rows
+            start, stop = (first + size, n) if downwards else (0, first)  # what still depends on this block
+            here = _part(x, first, 0, size, x.cols) if side == "L" else _part(x, 0, first, x.rows, size)
+            self._trmm((inverses[index], here), (here,), (side, uplo, op, False, 1.0), lane)
+            if start == stop:
+                continue
+            # op(T)[rest, block] on the left, op(T)[block, rest] on the right; as stored, the other way round unless op is "N".
+            if (side == "L") == (op == "N"):
+                panel = _part(t, start, first, stop - start, size)
+            else:
+                panel = _part(t, first, start, size, stop - start)
+            if side == "L":
+                rest = _part(x, start, 0, stop - start, x.cols)
+                self._gemm((panel, here), (rest,), (-1.0, 1.0, op, "N"), lane)
+            else:
+                rest = _part(x, 0, start, x.rows, stop - start)
+                self._gemm((here, panel), (rest,), (-1.0, 1.0, "N", op), lane)
 
     def _trmm(self, reads: Sequence[TileView], writes: Sequence[TileView], params: tuple[Any, ...], lane: CudaLane) -> None:
         """``C = alpha op(T) B`` or ``alpha B op(T)``; params (side, uplo, op, unit, alpha)."""
@@ -400,6 +460,10 @@ def _width(tile: TileView) -> Any:
 
 def _part(t: TileView, row: int, col: int, rows: int, cols: int) -> TileView:
     return t._replace(address=t.address + (row * t.ld + col) * _SIZE[t.kind], rows=rows, cols=cols)
+
+
+def _blocks_bytes(n: int, dtype: str) -> int:
+    return round_up(n, _BLOCK) * _BLOCK * _SIZE[dtype] if n > _BLOCK else 0
 
 
 def _leaf_bytes(n: int, dtype: str) -> int:

@@ -73,6 +73,7 @@ class CudaLane:
         self.name = name
         self.stream = stream
         self.blas: Cublas | None = None  # on compute lanes
+        self.kept: Any = None  # what a kernel has left in its workspace for the next one
         self.finished = 0
         self._device = device
         self._failure = failure

@@ -35,8 +35,8 @@ def _potrf(reads: Sequence[Array], writes: Sequence[Array], params: tuple[Any, .
 
 
 def _trsm(reads: Sequence[Array], writes: Sequence[Array], params: tuple[Any, ...], lane: Any) -> None:
-    """``X = alpha op(T)⁻¹ X`` or ``alpha X op(T)⁻¹``; params (side, uplo, op, unit, alpha)."""
-    side, uplo, op, unit, alpha = params
+    """``X = alpha op(T)⁻¹ X`` or ``alpha X op(T)⁻¹``; params (side, uplo, op, unit, alpha), and a key that GPUs use."""
+    side, uplo, op, unit, alpha, *_ = params
     trsm(reads[0], writes[0], side=side, uplo=uplo, op=op, unit=unit, alpha=alpha)
 
 

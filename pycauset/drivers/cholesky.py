@@ -254,7 +254,9 @@ class CholeskyDriver(BlockedDriver):
     def _trsm(self, i: int, j: int, stream: int, drop: tuple[Tile, ...]) -> TileTask:
         """``C_ij ← C_ij L_jj⁻ᴴ``."""
         c, diagonal = self._tile(i, j), self._tile(j, j)
-        params = ("R", "L", "H", False, 1.0) if self.lower else ("L", "U", "H", False, 1.0)
+        params: tuple[Any, ...] = ("R", "L", "H", False, 1.0) if self.lower else ("L", "U", "H", False, 1.0)
+        if stream == 0:  # where many follow one another with the same diagonal tile
+            params = (*params, j)
         side = diagonal.c1 - diagonal.c0
         return TileTask("trsm", (diagonal, c), (c,), params, self._flops(c, side) / 2, drop, (diagonal, c), stream)
 

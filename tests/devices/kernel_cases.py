@@ -184,13 +184,14 @@ def trsm_solves(
     flags: tuple[str, str, str, bool],
     alpha: complex,
     pad: int = 0,
+    key: object = None,
 ) -> None:
     side, uplo, op, unit = flags
     alpha = alpha if np.dtype(dtype).kind == "c" else complex(alpha).real
     stored, exact = triangle(rng, m if side == "L" else n, dtype, uplo, unit)
     b = random(rng, (m, n), dtype)
     t, x = tile(rng, stored, pad), tile(rng, b, pad and pad + 2)
-    checked(run, "trsm", [t, x], [x], (side, uplo, op, unit, alpha))
+    checked(run, "trsm", [t, x], [x], (side, uplo, op, unit, alpha, *(() if key is None else (key,))))
     solved, matrix = wide(x.array), wide(OP[op](exact))
     product = matrix @ solved if side == "L" else solved @ matrix
     assert ratio(product - alpha * wide(b), size(matrix) * max(size(solved), size(b)), exact.shape[0], dtype) < 30

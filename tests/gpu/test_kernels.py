@@ -105,6 +105,16 @@ def test_triangular_products_and_solves(gpu, rng, kernel, flags, dtype):
 
 
 @pytest.mark.parametrize("dtype", cases.DTYPES)
+@pytest.mark.parametrize("flags", cases.FLAGS, ids=str)
+def test_solves_with_large_triangles_are_products(gpu, rng, flags, dtype):
+    """A key says that the triangle is the same as before; each case here has one of its own."""
+    bench = Bench(gpu)
+    for key, (order, other) in enumerate([(513, 65), (1100, 33)]):
+        m, n = (order, other) if flags[0] == "L" else (other, order)
+        cases.trsm_solves(bench, rng, m, n, dtype, flags, 1.0, 3 * key, key)
+
+
+@pytest.mark.parametrize("dtype", cases.DTYPES)
 @pytest.mark.parametrize("uplo", ["L", "U"])
 @pytest.mark.parametrize("unit", [False, True])
 @pytest.mark.parametrize("pad", [0, 5])
@@ -198,7 +208,8 @@ def test_an_outcome_is_known_when_the_job_is_complete_and_not_before(gpu, rng):
 @pytest.mark.parametrize("dtype", cases.DTYPES)
 def test_workspace_is_taken_before_the_run(gpu, rng, dtype):
     n = 900
-    assert gpu.workspace_bytes("gemm", n, dtype) == gpu.workspace_bytes("trsm", n, dtype) == 0
+    assert gpu.workspace_bytes("gemm", n, dtype) == gpu.workspace_bytes("trsm", 512, dtype) == 0
+    assert gpu.workspace_bytes("trsm", n, dtype) >= 2 * n * 512 * np.dtype(dtype).itemsize
     needed = gpu.workspace_bytes("potrf", n, dtype)
     assert needed > 2 * n * np.dtype(dtype).itemsize // (2 if np.dtype(dtype).kind == "c" else 1)
     gpu.prepare("potrf", n, dtype)
