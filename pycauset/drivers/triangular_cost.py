@@ -14,6 +14,7 @@ import numpy as np
 
 from pycauset.devices.rates import Rates
 from pycauset.drivers.blocked import BlockedPlan, predict_seconds
+from pycauset.drivers.matmul_cost import STRIDED_COPY
 from pycauset.tiling import ceil_div
 
 if TYPE_CHECKING:
@@ -185,13 +186,17 @@ def predict(p: TriangularProblem, plan: BlockedPlan, rates: Rates) -> BlockedPla
         upload = (loads.factor + loads.first + loads.streamed + other) * es
         download = loads.written * es
     kernels = _kernels(p, plan)
+    tasks = sum(number for _, number, _ in kernels)
     compute = sum(number * rates.compute(flops / number, kernel) for kernel, number, flops in kernels if number)
+    # Tiles of arrays in pinned memory are strided there; such copies run slower than those of whole host slots.
+    slower = [1 / STRIDED_COPY if here else 1.0 for here in (*p.hostless, False)]
+    up = loads.factor * slower[0] + (loads.first + loads.streamed) * slower[1] + other * slower[2]
     seconds, stages = predict_seconds(
         rates,
         unified=plan.unified,
-        compute=compute,
-        upload=upload,
-        download=download,
+        compute=compute if plan.unified else max(compute, tasks * rates.submit),
+        upload=up * es,
+        download=loads.written * slower[1] * es,
         disk_read=disk_read,
         disk_write=disk_write,
         first=sum(map(_size, (p.tile_shape(0, plan.tile), p.tile_shape(1, plan.tile)))) * es,
@@ -207,7 +212,7 @@ def predict(p: TriangularProblem, plan: BlockedPlan, rates: Rates) -> BlockedPla
         disk_write=round(disk_write),
         seconds=seconds,
         stages=stages,
-        tasks=sum(number for _, number, _ in kernels),
+        tasks=tasks,
         flops=p.flops,
     )
 

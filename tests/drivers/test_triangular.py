@@ -28,28 +28,45 @@ DTYPES = ("float32", "float64", "complex64", "complex128")
 # ---- solve ----------------------------------------------------------------------------------------------------------
 
 
+OPS = [
+    (dtype, side, uplo, op)
+    for dtype, side, uplo, op in itertools.product(DTYPES, "LR", "LU", "NTH")
+    if op != "H" or dtype.startswith("complex")
+]
+
+
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize(("side", "uplo", "op"), list(itertools.product("LR", "LU", "NTH")))
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("dtype", "side", "uplo", "op"), OPS)
 def test_solve(device, dtype, side, uplo, op):
     rng = np.random.default_rng(40)
-    for n, m, unit in [(101, 67, False), (101, 67, True), (64, 128, False), (131, 1, True)]:
+    alpha = 0.5 - 2j if np.dtype(dtype).kind == "c" else -0.75
+    for n, m, unit in [(101, 67, False), (37, 64, True)]:
         stored, exact = triangular(rng, n, dtype, uplo, unit)
         b = random_matrix(rng, (n, m) if side == "L" else (m, n), dtype)
-        alpha = 0.5 - 2j if np.dtype(dtype).kind == "c" else -0.75
-        for in_place in (False, True):
-            results = []
-            for mode in ("async", "sync") if n == 101 else ("async",):
-                x = b.copy() if in_place else np.full_like(b, np.nan)
-                chunks = (16, min(16, m)) if side == "L" else (min(16, m), 16)
-                t, target, source = (Hidden(y, chunks=c) for y, c in zip((stored, x, b), ((16, 16), chunks, chunks), strict=True))
-                options = {"side": side, "uplo": uplo, "op": op, "unit": unit, "alpha": alpha}
-                driver = TriangularSolveDriver(t, target, b.dtype, origin=None if in_place else source, **options)
-                run(driver, DEVICES[device](), limit=small_limit(n, m, b.itemsize), host=48 * 4096, mode=mode)
-                assert solve_ratio(x, exact, b, side=side, op=op, alpha=alpha) < 30
-                assert not source.writes
-                results.append(x)
-            assert np.array_equal(results[0], results[-1]), "asynchronous and synchronous bits differ"
+        chunks = (16, min(16, m)) if side == "L" else (min(16, m), 16)
+        results = []
+        for mode, in_place in [("async", False), ("sync", False), ("async", True)][2 * unit :]:
+            x = b.copy() if in_place else np.full_like(b, np.nan)
+            t, target, source = (Hidden(y, chunks=c) for y, c in zip((stored, x, b), ((16, 16), chunks, chunks), strict=True))
+            options = {"side": side, "uplo": uplo, "op": op, "unit": unit, "alpha": alpha}
+            driver = TriangularSolveDriver(t, target, b.dtype, origin=None if in_place else source, **options)
+            run(driver, DEVICES[device](), limit=small_limit(n, m, b.itemsize), host=48 * 4096, mode=mode)
+            assert solve_ratio(x, exact, b, side=side, op=op, alpha=alpha) < 30
+            assert not source.writes
+            results.append(x)
+        assert unit or np.array_equal(*results[:2]), "asynchronous and synchronous bits differ"
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("side", "LR")
+def test_solve_for_one_vector(device, side):
+    rng = np.random.default_rng(40)
+    stored, exact = triangular(rng, 131, "float64", "L")
+    b = random_matrix(rng, (131, 1) if side == "L" else (1, 131), "float64")
+    x = np.full_like(b, np.nan)
+    driver = TriangularSolveDriver(Hidden(stored, chunks=(16, 16)), Hidden(x), b.dtype, origin=Hidden(b), side=side, op="T")
+    run(driver, DEVICES[device](), limit=12 * 4096)
+    assert solve_ratio(x, exact, b, side=side, op="T", alpha=1.0) < 30
 
 
 PLACES = {"hidden": Hidden, "ram": ArrayStore, "pinned": Pinned}
@@ -133,7 +150,7 @@ def test_a_bad_diagonal_is_found_before_anything_is_overwritten(device, value, e
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_inverse(device, dtype, uplo):
     rng = np.random.default_rng(44)
-    for n, unit in itertools.product((1, 64, 101, 150), (False, True)):
+    for n, unit in [(1, False), (101, False), (64, True)]:
         stored, exact = triangular(rng, n, dtype, uplo, unit)
         results = []
         for mode in ("async", "sync"):
@@ -154,25 +171,24 @@ def test_inverse(device, dtype, uplo):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize(("side", "uplo", "op"), list(itertools.product("LR", "LU", "NTH")))
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("dtype", "side", "uplo", "op"), OPS)
 def test_product(device, dtype, side, uplo, op):
     rng = np.random.default_rng(45)
-    for n, m, unit in [(101, 67, False), (101, 67, True), (64, 128, False), (131, 1, True)]:
+    alpha = 0.5 - 2j if np.dtype(dtype).kind == "c" else -0.75
+    for n, m, unit in [(101, 67, False), (37, 64, True)]:
         stored, exact = triangular(rng, n, dtype, uplo, unit)
         b = random_matrix(rng, (n, m) if side == "L" else (m, n), dtype)
-        alpha = 0.5 - 2j if np.dtype(dtype).kind == "c" else -0.75
+        chunks = (16, min(16, m)) if side == "L" else (min(16, m), 16)
         results = []
-        for mode in ("async", "sync"):
+        for mode in ("async", "sync")[unit:]:
             c = np.full_like(b, np.nan)
-            chunks = (16, min(16, m)) if side == "L" else (min(16, m), 16)
             stores = [Hidden(y, chunks=k) for y, k in zip((stored, b, c), ((16, 16), chunks, chunks), strict=True)]
             driver = TriangularProductDriver(*stores, b.dtype, side=side, uplo=uplo, op=op, unit=unit, alpha=alpha)
             run(driver, DEVICES[device](), limit=small_limit(n, 2 * m, b.itemsize), mode=mode)
             p, q = (OP[op](exact), b) if side == "L" else (b, OP[op](exact))
             assert ratio(c, alpha * (higher(p) @ higher(q)), exact, b, np.array([abs(alpha)])) < 30
             results.append(c)
-        assert np.array_equal(*results)
+        assert np.array_equal(results[0], results[-1])
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -180,7 +196,7 @@ def test_product(device, dtype, side, uplo, op):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_gram(device, dtype, uplo, op):
     rng = np.random.default_rng(46)
-    for n in (1, 64, 101, 150):
+    for n in (1, 64, 101):
         stored, exact = triangular(rng, n, dtype, uplo)
         g = np.full_like(exact, np.nan)
         driver = TriangularGramDriver(Hidden(stored, chunks=(16, 16)), Hidden(g, chunks=(16, 16)), exact.dtype, uplo=uplo, op=op)
