@@ -186,8 +186,12 @@ extern "C" __global__ void mirror_lower(REAL* c, long long n, long long ld, int 
     __syncthreads();
     for (int y = threadIdx.y; y < 32; y += 8) {
         const long long row = first_row + y;
-        if (row >= n || column >= n || column <= row) continue;
+        if (row >= n || column >= n || column < row) continue;
         REAL* z = c + (row * ld + column) * width;
+        if (column == row) {  // what HERK leaves real is so after any other update too
+            if (conjugated && width == 2) z[1] = 0;
+            continue;
+        }
         z[0] = square[0][threadIdx.x][y];
         if (width == 2) z[1] = conjugated ? -square[1][threadIdx.x][y] : square[1][threadIdx.x][y];
     }
