@@ -32,7 +32,7 @@ def open(path: str | os.PathLike[str]) -> Matrix:
     >>> open(path).trace()
     np.float64(3.0)
     """
-    return Matrix(open_store(path))
+    return Matrix(open_store(path, unfinished=True))
 
 
 def save(

@@ -170,7 +170,7 @@ class _Cholesky:
             load(source, array, self.part)
             self._lapack(array)
             return Matrix._of_array(array, self.flags)
-        chunks = chunks_like(source, shape, dtype)
+        chunks = chunks_like(source, shape, dtype, limit)
         request = {"dtype": dtype.name, "lower": self.lower, "variant": self.variant}
         operands = {"a": (self.matrix.store, self.matrix.op)}
         with Result(
@@ -187,14 +187,15 @@ class _Cholesky:
         ) as result:
             if result.finished:
                 return result.opened()
-            target = _rows(in_memory(result.store), dtype)
+            array = in_memory(result.store)
 
             def in_core() -> None:
-                assert target is not None
-                load(source, target[0], self.part)
-                self._lapack(target[0])
+                assert array is not None
+                load(source, array, self.part)
+                self._lapack(array)
 
-            plan = self._run(source, result.store, result.nbytes, result.journal, in_core if target is not None else None)
+            direct = _rows(array, dtype) is not None
+            plan = self._run(source, result.store, result.nbytes, result.journal, in_core if direct else None)
             clear_beyond(result.store, self.part, plan.tile[0] if plan is not None else 0)
             factor: Matrix = result.finish(self.flags)
             return factor

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 
 from pycauset.linalg.factorizations import cholesky
-from pycauset.linalg.operands import in_memory, kernel_type, square, stored, takes_rows
+from pycauset.linalg.operands import chunks_like, in_memory, kernel_type, square, stored, takes_rows
 from pycauset.linalg.results import Result, request_of
 from pycauset.linalg.solving import kind_of
 from pycauset.linalg.triangles import check_finite as refuse_non_finite
 from pycauset.linalg.triangles import clear_beyond, load, mirror
 from pycauset.matrix import Matrix
 from pycauset.properties import known, mask
-from pycauset.storage import TileStore, default_chunks
+from pycauset.storage import TileStore
 
 __all__ = ["inv"]
 
@@ -91,7 +91,7 @@ def inv(
         structure=structure,
         reads=(matrix.store,),
         limit=limit,
-        chunks=default_chunks(matrix.shape, dtype),
+        chunks=chunks_like(inverse.store, matrix.shape, dtype, limit),
     ) as result:
         if n:
             # A⁻¹ = L⁻ᴴ L⁻¹ = U⁻¹ U⁻ᴴ
@@ -129,9 +129,7 @@ def _triangular_inverse(
         structure=part,
         reads=(matrix.store,),
         limit=limit,
-        chunks=source.chunks
-        if source.path is not None and source.chunks[0] == source.chunks[1]
-        else default_chunks((n, n), dtype),
+        chunks=chunks_like(source, (n, n), dtype, limit),
         request=lambda: request_of("inv", arguments, {"a": (matrix.store, matrix.op)}),
         resume=resume,
     ) as result:

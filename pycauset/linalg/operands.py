@@ -30,6 +30,8 @@ __all__ = [
 
 Array = np.ndarray[Any, Any]
 
+#: Tiles of one chunk that should fit under a limit.
+_TILES: Final = 24
 _KERNEL_TYPES: Final = ("float32", "float64", "complex64", "complex128")
 #: Composition of operations: first the matrix's own, then another on top of it.
 _COMPOSED: Final = {
@@ -192,9 +194,17 @@ def takes_rows(array: Array, dtype: np.dtype[Any]) -> bool:
     return bool(side_by_side and (across >= array.itemsize * array.shape[1] or array.shape[0] <= 1))
 
 
-def chunks_like(source: TileStore, shape: tuple[int, int], dtype: np.dtype[Any]) -> tuple[int, int]:
-    """Chunks of a result: a matrix's own if they are square and sensible (then tiles are whole chunks on both sides)."""
+def chunks_like(source: TileStore, shape: tuple[int, int], dtype: np.dtype[Any], limit: int | None) -> tuple[int, int]:
+    """Square chunks of a result: a matrix's own if they are sensible (then tiles are whole chunks on both sides).
+
+    Under a limit of host memory they are so small that a good many tiles of whole chunks fit.
+    """
     height, width = source.chunks
     if source.path is not None and height == width and 1 << 20 <= height * width * dtype.itemsize <= 32 << 20:
-        return height, width
-    return default_chunks(shape, dtype)
+        side = height
+    else:
+        side = max(default_chunks(shape, dtype))
+    if limit is not None:
+        most = max(limit // (_TILES * dtype.itemsize), 1)
+        side = min(side, max(32, 1 << (most.bit_length() - 1) // 2))
+    return side, side

@@ -8,12 +8,12 @@ from typing import Any, Final
 import numpy as np
 
 from pycauset.errors import NonFiniteError
-from pycauset.linalg.operands import Triangle, in_memory, stored, takes_rows
+from pycauset.linalg.operands import Triangle, chunks_like, in_memory, stored, takes_rows
 from pycauset.linalg.results import Result
 from pycauset.linalg.triangles import check_finite as refuse_non_finite
 from pycauset.linalg.triangles import load
 from pycauset.matrix import Matrix
-from pycauset.storage import TileStore, default_chunks
+from pycauset.storage import TileStore
 
 __all__ = ["System", "substitute"]
 
@@ -63,7 +63,7 @@ class System:
             self.right if in_place else out,
             reads=(reads,) if in_place else (reads, self.right.store),
             limit=limit,
-            chunks=_chunks(steps[0].store, source, self.dtype),
+            chunks=_chunks(steps[0].store, source, self.dtype, limit),
             request=request,
             resume=resume,
         ) as result:
@@ -182,12 +182,10 @@ def substitute(
     run(operation, journal)
 
 
-def _chunks(t: TileStore, b: TileStore, dtype: np.dtype[Any]) -> tuple[int, int]:
-    """Chunks of a solution on disk: those of the right-hand side if they fit to the triangle's, else rows of these."""
-    shape = b.shape
-    if b.path is not None and b.chunks[0] == t.chunks[0]:
+def _chunks(t: TileStore, b: TileStore, dtype: np.dtype[Any], limit: int | None) -> tuple[int, int]:
+    """Chunks of a solution on disk: those of the right-hand side if they fit to the triangle's, else as high as these."""
+    side, _ = chunks_like(t, t.shape, dtype, limit)
+    if b.path is not None and b.chunks[0] == t.chunks[0] == side:
         return b.chunks
-    height, width = default_chunks(shape, dtype)
-    if t.path is not None and t.chunks[0] == t.chunks[1] and t.chunks[0] * width * dtype.itemsize <= 32 << 20:
-        height = min(t.chunks[0], max(1, shape[0]))
-    return height, width
+    rows, cols = max(1, b.shape[0]), max(1, b.shape[1])
+    return min(side, rows), min(side, cols)
