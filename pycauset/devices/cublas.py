@@ -200,6 +200,42 @@ class Cublas:
         if status:
             raise CublasError(name, status)
 
+    def trsm_batched(
+        self,
+        dtype: str,
+        side: str,
+        uplo: str,
+        op: str,
+        unit: bool,
+        m: int,
+        n: int,
+        alpha: complex,
+        a: int,
+        lda: int,
+        b: int,
+        ldb: int,
+        count: int,
+    ) -> None:
+        """:meth:`trsm` for ``count`` pairs of matrices; ``a`` and ``b`` are arrays of their addresses in device memory."""
+        name = f"cublas{_LETTER[dtype]}trsmBatched"
+        status = _routine(name, "piiiiiippipii")(
+            self._handle,
+            _SIDE[side],
+            _FILL[uplo],
+            _OPERATION[op],
+            int(unit),
+            m,
+            n,
+            _scalar(alpha, dtype),
+            a,
+            lda,
+            b,
+            ldb,
+            count,
+        )
+        if status:
+            raise CublasError(name, status)
+
     def trmm(
         self,
         dtype: str,

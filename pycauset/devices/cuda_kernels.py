@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from pycauset.devices.cublas import Cublas
+from pycauset.devices.cuda_solve import BLOCK, ITEMSIZE, part, solve, solve_by_blocks, workspace_bytes
 from pycauset.devices.cuda_source import CLEAN, UNKNOWN, VERDICT, cuda_function
 from pycauset.devices.cusolver import Cusolver
 from pycauset.devices.pivots import non_finite, not_positive_definite, singular
@@ -37,13 +38,10 @@ Check = Callable[[], None]
 
 #: Triangles up to this order are inverted by a solve with the identity, larger ones by halves.
 _LEAF: Final = 128
-#: Order of the diagonal blocks that solves with a larger triangle invert first: then all of the solve is products.
-_BLOCK: Final = 512
 _SQUARE: Final = 32  # side of the square that a block of threads works on
 _VERDICTS: Final = 1024  # outcomes of one stream that may be unread before more memory is pinned
 _ALIGNMENT: Final = 256
 _REAL: Final = {"float32": ("float", 1), "float64": ("double", 1), "complex64": ("float", 2), "complex128": ("double", 2)}
-_SIZE: Final = {"float32": 4, "float64": 8, "complex64": 8, "complex128": 16}
 _OPPOSITE: Final = {"L": "R", "R": "L"}
 _MIRRORED: Final = {"L": "U", "U": "L"}
 _PART: Final = {"full": 0, "lower": 1, "upper": 2}
@@ -154,6 +152,7 @@ class CudaKernels:
         self._device = device
         self._lock = threading.Lock()
         self._workspaces: dict[tuple[int, str], _Workspace] = {}
+        self.runtime = device.runtime
         self.table: dict[str, Callable[..., Check | None]] = {
             "check_diagonal": self._check_diagonal,
             "copy": self._copy,
@@ -196,7 +195,7 @@ class CudaKernels:
         if kernel == "potrf":
             return max(_potrf_layout(workspace.solver, dtype, uplo, n, n)[-1] for uplo in "LU")
         if kernel == "trsm":
-            return _blocks_bytes(n, dtype)
+            return workspace_bytes(n, n, dtype) if n > BLOCK else 0
         return _leaf_bytes(n, dtype) if kernel == "trtri" else 0
 
     def _workspace(self, stream: int, use: str = "") -> _Workspace:
@@ -240,58 +239,13 @@ class CudaKernels:
         """
         t, x = reads[0], writes[0]
         assert lane.blas is not None
-        if len(params) > 5 and t.rows > _BLOCK and params[4] == 1.0:
-            self._solve_by_blocks(t, x, params[:4], self._inverses(t, params[1], params[3], params[5], lane), lane)
+        if len(params) > 5 and t.rows > BLOCK and params[4] == 1.0:
+            space = self._workspace(lane.stream, "inverses")
+            with space.lock:
+                address = space.buffer(workspace_bytes(t.rows, max(t.rows, x.rows, x.cols), t.kind))
+                solve_by_blocks(self, t, x, params[:4], params[5], address, lane)
         else:
-            _solve(lane.blas, t, x, *params[:5])
-
-    def _inverses(self, t: TileView, uplo: str, unit: bool, key: Any, lane: CudaLane) -> list[TileView]:
-        """The inverses of T's diagonal blocks; they stay until this lane is asked for those of another key."""
-        space = self._workspace(lane.stream, "inverses")
-        with space.lock:
-            address = space.buffer(_blocks_bytes(t.rows, t.kind))
-            known = address, t.rows, t.kind, uplo, unit, key
-            size = _SIZE[t.kind]
-            inverses = []
-            for start in range(0, t.rows, _BLOCK):
-                rows = min(_BLOCK, t.rows - start)
-                inverses.append(t._replace(address=address + start * _BLOCK * size, rows=rows, cols=rows, ld=rows))
-            if lane.kept != known:
-                assert lane.blas is not None
-                for index, inverse in enumerate(inverses):
-                    self._fill_identity((), (inverse,), (1.0,), lane)
-                    start = index * _BLOCK
-                    block = _part(t, start, start, inverse.rows, inverse.rows)
-                    _solve(lane.blas, block, inverse, "L", uplo, "N", unit, 1.0)
-                lane.kept = known
-        return inverses
-
-    def _solve_by_blocks(
-        self, t: TileView, x: TileView, params: tuple[Any, ...], inverses: Sequence[TileView], lane: CudaLane
-    ) -> None:
-        """``X = op(T)⁻¹ X`` or ``X op(T)⁻¹`` block by block, right-looking."""
-        side, uplo, op, _ = params
-        n = t.rows
-        downwards = ((uplo == "L") == (op == "N")) == (side == "L")
-        order = range(len(inverses))
-        for index in order if downwards else reversed(order):
-            first, size = index * _BLOCK, inverses[index].rows
-            start, stop = (first + size, n) if downwards else (0, first)  # what still depends on this block
-            here = _part(x, first, 0, size, x.cols) if side == "L" else _part(x, 0, first, x.rows, size)
-            self._trmm((inverses[index], here), (here,), (side, uplo, op, False, 1.0), lane)
-            if start == stop:
-                continue
-            # op(T)[rest, block] on the left, op(T)[block, rest] on the right; as stored, the other way round unless op is "N".
-            if (side == "L") == (op == "N"):
-                panel = _part(t, start, first, stop - start, size)
-            else:
-                panel = _part(t, first, start, size, stop - start)
-            if side == "L":
-                rest = _part(x, start, 0, stop - start, x.cols)
-                self._gemm((panel, here), (rest,), (-1.0, 1.0, op, "N"), lane)
-            else:
-                rest = _part(x, 0, start, x.rows, stop - start)
-                self._gemm((here, panel), (rest,), (-1.0, 1.0, "N", op), lane)
+            solve(lane.blas, t, x, *params[:5])
 
     def _trmm(self, reads: Sequence[TileView], writes: Sequence[TileView], params: tuple[Any, ...], lane: CudaLane) -> None:
         """``C = alpha op(T) B`` or ``alpha B op(T)``; params (side, uplo, op, unit, alpha)."""
@@ -358,19 +312,19 @@ class CudaKernels:
         if n <= _LEAF:
             inverse = t._replace(address=scratch, ld=n)
             self._fill_identity((), (inverse,), (1.0,), lane)
-            _solve(lane.blas, t, inverse, "L", uplo, "N", unit, 1.0)
+            solve(lane.blas, t, inverse, "L", uplo, "N", unit, 1.0)
             self._copy((inverse,), (t,), (1.0, "N", "lower" if uplo == "L" else "upper"), lane)
             return
         half = round_up(n // 2, _LEAF)
-        first, last = _part(t, 0, 0, half, half), _part(t, half, half, n - half, n - half)
+        first, last = part(t, 0, 0, half, half), part(t, half, half, n - half, n - half)
         if uplo == "L":
-            corner = _part(t, half, 0, n - half, half)
-            _solve(lane.blas, last, corner, "L", uplo, "N", unit, -1.0)
-            _solve(lane.blas, first, corner, "R", uplo, "N", unit, 1.0)
+            corner = part(t, half, 0, n - half, half)
+            solve(lane.blas, last, corner, "L", uplo, "N", unit, -1.0)
+            solve(lane.blas, first, corner, "R", uplo, "N", unit, 1.0)
         else:
-            corner = _part(t, 0, half, half, n - half)
-            _solve(lane.blas, first, corner, "L", uplo, "N", unit, -1.0)
-            _solve(lane.blas, last, corner, "R", uplo, "N", unit, 1.0)
+            corner = part(t, 0, half, half, n - half)
+            solve(lane.blas, first, corner, "L", uplo, "N", unit, -1.0)
+            solve(lane.blas, last, corner, "R", uplo, "N", unit, 1.0)
         self._invert(first, uplo, unit, scratch, lane)
         self._invert(last, uplo, unit, scratch, lane)
 
@@ -458,27 +412,15 @@ def _width(tile: TileView) -> Any:
     return np.int32(_REAL[tile.kind][1])
 
 
-def _part(t: TileView, row: int, col: int, rows: int, cols: int) -> TileView:
-    return t._replace(address=t.address + (row * t.ld + col) * _SIZE[t.kind], rows=rows, cols=cols)
-
-
-def _blocks_bytes(n: int, dtype: str) -> int:
-    return round_up(n, _BLOCK) * _BLOCK * _SIZE[dtype] if n > _BLOCK else 0
-
-
 def _leaf_bytes(n: int, dtype: str) -> int:
-    return min(n, _LEAF) ** 2 * _SIZE[dtype]
+    return min(n, _LEAF) ** 2 * ITEMSIZE[dtype]
 
 
 def _potrf_layout(solver: Cusolver, dtype: str, uplo: str, n: int, ld: int) -> tuple[int, int, int]:
     """Where in the buffer cuSOLVER's result and the saved diagonal lie, behind cuSOLVER's own part; and the end of it all."""
     info = round_up(max(solver.potrf_bytes(dtype, uplo, n, ld), 1), _ALIGNMENT)
     diagonal = info + _ALIGNMENT
-    return info, diagonal, round_up(diagonal + n * _SIZE[dtype] // _REAL[dtype][1], _ALIGNMENT)
-
-
-def _solve(blas: Cublas, t: TileView, x: TileView, side: str, uplo: str, op: str, unit: bool, alpha: complex) -> None:
-    blas.trsm(x.kind, _OPPOSITE[side], _MIRRORED[uplo], op, unit, x.cols, x.rows, alpha, t.address, t.ld, x.address, x.ld)
+    return info, diagonal, round_up(diagonal + n * ITEMSIZE[dtype] // _REAL[dtype][1], _ALIGNMENT)
 
 
 def _judge_pivots(slot: _Slot, offset: int) -> None:

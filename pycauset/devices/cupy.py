@@ -226,13 +226,15 @@ class CupyDevice(Device):
 
     def _kept_slab(self, size: int, scope: MemoryScope) -> Slab | None:
         with self._lock:
-            index = next((i for i, (_, kept, _) in enumerate(self._kept) if kept == size), None)
+            # The smallest that is large enough, and not much larger: all of it counts under the operation's limit.
+            fits = [(kept, i) for i, (_, kept, _) in enumerate(self._kept) if size <= kept <= size + size // 4]
+            index = min(fits)[1] if fits else None
             entry = None if index is None else self._kept.pop(index)
         if entry is None:
             return None
-        address, _, ticket = entry
+        address, kept, ticket = entry
         if scope.adopt(ticket):
-            slab = Slab(size, ticket, array=_bytes_at(address, size))
+            slab = Slab(kept, ticket, array=_bytes_at(address, kept))
             self._own(slab, address, scope)
             return slab
         self._drop_slab(address, ticket)

@@ -147,7 +147,7 @@ class CholeskyDriver(BlockedDriver):
             for rows in below:
                 pairs = [(i, j) for j in cols for i in rows]
                 yield from self._update(pairs, range(first, j0), kept=kept if rows is not below[-1] else range(0), rows=cols)
-                yield from self._solve(rows, cols)
+                yield from self._solve(rows, cols, fresh=j0 == first)
 
     def _update(
         self, pairs: Pairs, depth: range, *, kept: range = range(0), rows: range = range(0), finish: bool = False
@@ -185,8 +185,26 @@ class CholeskyDriver(BlockedDriver):
                         # Row x of the panel serves as column x and in all columns before; the last row as long as there is one.
                         yield self._gemm(i, col, j, [self._tile(col, j)] if i == cols.stop - 1 else [], [])
 
-    def _solve(self, rows: range, cols: range) -> Iterator[TileTask]:
-        """``L_ij = C_ij L_jj⁻ᴴ`` for a resident block below the diagonal block ``cols``, column by column."""
+    def _solve(self, rows: range, cols: range, *, fresh: bool) -> Iterator[TileTask]:
+        """``L_ij = C_ij L_jj⁻ᴴ`` for a block below the diagonal block ``cols``, column by column.
+
+        Right-looking, so that columns leave one by one while the next block arrives. A ``fresh`` block, of which nothing is resident
+        yet, is solved left-looking, so that its own columns may arrive one by one.
+        """
+        if fresh:
+            for j in cols:
+                for col in range(cols.start, j):
+                    for i in rows:
+                        drop = [self._tile(j, col)] if i == rows.stop - 1 else []
+                        if j == cols.stop - 1:
+                            drop.append(self._tile(i, col))
+                        yield self._gemm(i, j, col, drop, [self._tile(j, col)])
+                for i in rows:
+                    drop = [self._tile(j, j)] if i == rows.stop - 1 else []
+                    if j == cols.stop - 1:
+                        drop.append(self._tile(i, j))
+                    yield self._trsm(i, j, 0, tuple(drop))
+            return
         for j in cols:
             last = j == cols.stop - 1
             for i in rows:
