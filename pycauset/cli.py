@@ -372,16 +372,17 @@ def stress(
     ] = None,
     gpu_memory: _GpuMemory = None,
     dtype: Annotated[str, typer.Option(help="float32, float64, complex64 or complex128.")] = "float64",
-    op: Annotated[str, typer.Option(help="matmul")] = "matmul",
+    op: Annotated[str, typer.Option(help="matmul or cholesky")] = "matmul",
     seed: Annotated[int, typer.Option(help="Of the operands and of the check.")] = 0,
     output: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Folder for the product.", show_default="scratch folder")
+        Path | None,
+        typer.Option("--output", "--folder", metavar="FOLDER", help="Folder for the result.", show_default="scratch folder"),
     ] = None,
-    keep: Annotated[bool, typer.Option("--keep", help="Leave the product in the output folder.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the result in the output folder.")] = False,
     backend: _BackendOption = _Backend.AUTO,
     no_progress: _NoProgress = False,
 ) -> None:
-    """Multiply two generated matrices bigger than the memory limit, check the product, and show time, bytes and memory."""
+    """Multiply two generated matrices bigger than the memory limit, or factor one; check the result; show time, bytes, memory."""
     from pycauset import cuda
     from pycauset.stress import stress as run
 
@@ -399,7 +400,8 @@ def stress(
         )
     _print_table(result.rows())
     if not result.correct:
-        _complain(f"the product is wrong: its scaled residual is {result.residual:.3g}; please report this with the table above")
+        found = f"its scaled residual is {result.residual:.3g}"
+        _complain(f"the {result.what} is wrong: {found}; please report this with the table above")
     if not result.within_limits:
         _complain("the memory limit was exceeded; please report this with the table above")
     if not result.passed:

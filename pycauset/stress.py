@@ -1,7 +1,8 @@
-"""The main job under test: two matrices larger than the memory limit, multiplied, checked by random probing, and timed.
+"""The main job under test: matrices larger than the memory limit, multiplied or factored, checked and timed.
 
-The operands are never stored: :class:`~pycauset.seeded.SeededStore` computes each element from a seed and its place. The
-product goes to disk, and :func:`~pycauset.freivalds.freivalds` checks what lies there.
+A product's operands are never stored: :class:`~pycauset.seeded.SeededStore` computes each element from a seed and its place. The
+product goes to disk, and :func:`~pycauset.freivalds.freivalds` checks what lies there. The factorisation is
+:mod:`pycauset.stress_cholesky`'s.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from pycauset.units import format_bytes, format_flops, format_seconds, parse_byt
 
 if TYPE_CHECKING:
     from pycauset.hardware.profile import HardwareProfile
+    from pycauset.stress_cholesky import CholeskyStressResult
 
 __all__ = ["StressResult", "stress"]
 
@@ -93,6 +95,8 @@ class StressResult:
     vectors: int
     check_seconds: float
     output: Path | None
+
+    what = "product"
 
     @property
     def correct(self) -> bool:
@@ -160,8 +164,8 @@ def stress(
     output: str | os.PathLike[str] | None = None,
     keep: bool = False,
     progress: ProgressOption = None,
-) -> StressResult:
-    """Multiply two square matrices of ``size`` bytes each under a memory limit, check the product and measure everything.
+) -> StressResult | CholeskyStressResult:
+    """Multiply two square matrices of ``size`` bytes each, or factor one, under a memory limit; check and measure everything.
 
     Parameters
     ----------
@@ -172,26 +176,28 @@ def stress(
     gpu_memory : int or str, optional
         GPU memory limit in bytes.
     dtype : {"float32", "float64", "complex64", "complex128"}
-    op : {"matmul"}
+    op : {"matmul", "cholesky"}
+        What to do: a product of two random matrices, or the Cholesky factor of a covariance matrix.
     seed : int
         Of the operands and of the check.
     output : path-like, optional
-        Folder for the product, ``product.zarr`` in it; the scratch folder if omitted.
+        Folder for the result, ``product.zarr`` or ``factor.zarr`` in it; the scratch folder if omitted. A factorisation that was
+        killed is gone on with, if it is asked for again with the same output.
     keep : bool
-        Leave the product in ``output``; otherwise it is removed in the end.
+        Leave the result in ``output``; otherwise it is removed in the end.
     progress : callable, bool or None
 
     Returns
     -------
-    StressResult
-        A wrong product or a broken limit is reported there, not raised.
+    StressResult or CholeskyStressResult
+        A wrong result or a broken limit is reported there, not raised.
 
     Raises
     ------
     ConfigError
         If an argument makes no sense.
     MemoryLimitError, StoreError, DeviceError
-        If the product cannot be computed, see `pycauset.matmul`.
+        If the result cannot be computed, see `pycauset.matmul` and `pycauset.linalg.cholesky`.
 
     Examples
     --------
@@ -199,8 +205,8 @@ def stress(
     >>> result.n, result.passed
     (500, True)
     """
-    if op != "matmul":
-        raise ConfigError(f"op is {op!r}; stress can run 'matmul'")
+    if op not in ("matmul", "cholesky"):
+        raise ConfigError(f"op is {op!r}; stress can run 'matmul' and 'cholesky'")
     kind = element_type(dtype, "the stress test")
     if operator.index(seed) < 0:
         raise ConfigError(f"seed is {seed!r}; it must be at least 0")
@@ -209,13 +215,17 @@ def stress(
     if n < 1:
         raise ConfigError(f"size is {size!r}, less than one element of {kind} ({kind.itemsize} bytes); give a larger one")
     if keep and output is None:
-        raise ConfigError("keep=True needs output=, the folder where the product shall stay")
+        raise ConfigError("keep=True needs output=, the folder where the result shall stay")
     limit = max(256_000_000, nbytes // 4) if memory is None else parse_bytes(memory)
     gpu_limit = None if gpu_memory is None else parse_bytes(gpu_memory)
+    folder = scratch_folder() if output is None else Path(output).expanduser()
+    if op == "cholesky":
+        from pycauset import stress_cholesky
+
+        return stress_cholesky.run(n, kind, limit, gpu_limit, seed, folder, keep, progress)
     chunks = (_chunk_side(n, limit, kind),) * 2
     a, b = SeededStore(2 * seed, (n, n), kind, chunks), SeededStore(2 * seed + 1, (n, n), kind, chunks)
-    path = (scratch_folder() if output is None else Path(output).expanduser()) / "product.zarr"
-    return _run(a, b, path, limit, gpu_limit, seed, keep, progress)
+    return _run(a, b, folder / "product.zarr", limit, gpu_limit, seed, keep, progress)
 
 
 def _run(

@@ -281,7 +281,8 @@ def test_default_limit_is_a_quarter_of_the_data() -> None:
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        ({"op": "cholesky"}, "cholesky"),
+        ({"op": "lu"}, "cholesky"),
+        ({"op": "cholesky", "keep": True}, "output"),
         ({"size": 7}, "7"),
         ({"size": "a lot"}, "a lot"),
         ({"seed": -3}, "-3"),

@@ -21,7 +21,9 @@ from pycauset.errors import BackendError, DeviceError, MemoryLimitError, Pycause
 from pycauset.solver.routes import Route, _refuse, _streamed
 from pycauset.solver.run import Limits, clean_stop, operation_limits, record_statistics, run_streamed
 
-__all__ = ["BlockedOperation", "routes", "run"]
+__all__ = ["BlockedOperation", "last_plan", "routes", "run"]
+
+_followed: tuple[str, BlockedPlan] | None = None
 
 
 @dataclass(slots=True)
@@ -164,7 +166,14 @@ def _device(kind: str, operation: str) -> Device:
     return found
 
 
+def last_plan() -> tuple[str, BlockedPlan] | None:
+    """Device ("cpu", "gpu") and plan of this process's last streamed run, None if there was none: for benchmarks."""
+    return _followed
+
+
 def _stream(operation: BlockedOperation, where: Device, plan: Any, limits: Limits) -> None:
+    global _followed
+    _followed = where.kind, plan
     driver = operation.driver
     with limits.scope(operation.name) as scope:
         run_streamed(

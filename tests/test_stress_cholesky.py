@@ -1,0 +1,259 @@
+"""The stress run of the Cholesky factorisation and what it is made of: a generated covariance, two checks, measured limits."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pycauset import linalg, stress_cholesky
+from pycauset.errors import JournalBusyError, StoreExistsError
+from pycauset.freivalds import RESIDUAL_LIMIT, freivalds
+from pycauset.hardware import load_machine, use_probe
+from pycauset.seeded import CovarianceStore
+from pycauset.storage import as_store, open_store
+from pycauset.stress import stress
+from pycauset.stress_cholesky import CholeskyStressResult, tile_residual
+from pycauset.tiling import Rect
+
+MACHINE = load_machine(Path(__file__).parents[1] / "profiles" / "no_gpu.json")
+DTYPES = ("float32", "float64", "complex64", "complex128")
+
+
+@pytest.fixture(autouse=True)
+def _described_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setenv("PYCAUSET_SCRATCH", str(tmp_path / "scratch"))
+    monkeypatch.setattr(stress_cholesky, "_DISK_BYTES", 1 << 20)
+    with use_probe(MACHINE):
+        yield
+
+
+def whole(store: CovarianceStore, dtype: str | None = None) -> np.ndarray[Any, Any]:
+    out = np.full(store.shape, np.nan, dtype or store.dtype)
+    store.read(Rect(0, store.shape[0], 0, store.shape[1]), out)
+    return out
+
+
+# -- the matrix --------------------------------------------------------------------------------------------------------
+
+
+@given(data=st.data(), seed=st.integers(0, 2**70), dtype=st.sampled_from(DTYPES))
+def test_a_covariance_does_not_depend_on_how_it_is_cut(data: st.DataObject, seed: int, dtype: str) -> None:
+    n = data.draw(st.integers(1, 1200))
+    r0, c0 = data.draw(st.integers(0, n - 1)), data.draw(st.integers(0, n - 1))
+    r1, c1 = (data.draw(st.integers(x + 1, min(n, x + 150))) for x in (r0, c0))
+    part = np.full((c1 - c0, r1 - r0), np.nan, dtype).T  # any strides
+    CovarianceStore(seed, n, dtype).read(Rect(r0, r1, c0, c1), part)
+    rows, mirrored = np.full((r1 - r0, n), np.nan, dtype), np.full((n, r1 - r0), np.nan, dtype)
+    store = CovarianceStore(seed, n, dtype)
+    store.read(Rect(r0, r1, 0, n), rows)
+    store.read(Rect(0, n, r0, r1), mirrored)
+    np.testing.assert_array_equal(part, rows[:, c0:c1])
+    np.testing.assert_array_equal(rows, mirrored.conj().T)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n", [1, 2, 150, 700])
+def test_a_covariance_is_positive_definite_and_of_full_rank(dtype: str, n: int) -> None:
+    a = whole(CovarianceStore(2024, n, dtype))
+    np.testing.assert_allclose(a.diagonal(), np.full(n, 1 + 1 / 64), rtol=4 * np.finfo(dtype).eps)
+    assert not a.diagonal().imag.any()
+    values = np.linalg.eigvalsh(a.astype("complex128"))
+    assert values[0] >= 1 / 64 - n * np.finfo(dtype).eps
+    assert values[-1] < 4 * (math.pi * math.log(n + 2) + 1)
+    if n > 100:
+        half = n // 2
+        assert np.linalg.matrix_rank(a[half:, : n - half].astype("complex128"), tol=1e-4) > n // 5, (
+            "no low rank beside the diagonal"
+        )
+        assert np.unique(a.real).size > 0.4 * n * n
+
+
+@pytest.mark.parametrize(("dtype", "wider"), [("float32", "float64"), ("complex64", "complex128")])
+def test_a_covariance_in_a_wider_type_has_the_same_numbers(dtype: str, wider: str) -> None:
+    store = CovarianceStore(5, 90, dtype)
+    got, exact = whole(store, wider), whole(store)
+    np.testing.assert_allclose(got, exact, rtol=2 * np.finfo(dtype).eps)
+
+
+def test_covariances_that_differ_have_other_identities() -> None:
+    base = CovarianceStore(3, 8, "float64")
+    assert base.identity == CovarianceStore(3, 8, "float64").identity
+    others = [CovarianceStore(4, 8, "float64"), CovarianceStore(3, 9, "float64"), CovarianceStore(3, 8, "float32")]
+    assert all(base.identity != other.identity for other in others)
+    assert not np.array_equal(whole(base), whole(others[0]))
+
+
+# -- the checks --------------------------------------------------------------------------------------------------------
+
+
+def factored(n: int, dtype: str) -> tuple[CovarianceStore, Any]:
+    a = CovarianceStore(1, n, dtype)
+    return a, np.linalg.cholesky(whole(a).astype("complex128" if dtype.startswith("c") else "float64")).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n", [1, 100, 600, 2500])
+def test_tiles_of_a_right_factor_pass(dtype: str, n: int) -> None:
+    a, factor = factored(n, dtype)
+    assert tile_residual(a, as_store(factor), seed=3) < 5
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_wrong_factors_are_caught(dtype: str) -> None:
+    a, right = factored(600, dtype)
+    n = len(right)
+    adjoint = stress_cholesky._Adjoint
+    assert freivalds(a, as_store(right), adjoint(as_store(right))) < 5
+
+    def lost_update(c: Any) -> None:
+        c[512:, 512:] = np.linalg.cholesky(whole(a)[512:, 512:] - c[512:, 64:512] @ c[512:, 64:512].conj().T)
+
+    def stale_tile(c: Any) -> None:
+        c[256:512, :256] = whole(a)[256:512, :256]
+
+    def not_conjugated(c: Any) -> None:
+        c[256:] = c[256:].conj() if c.dtype.kind == "c" else -c[256:]
+        c[:256, :256] *= 1 + 1e-4
+
+    def not_a_number(c: Any) -> None:
+        c[n - 1, 7] = np.nan
+
+    for change in (lost_update, stale_tile, not_conjugated, not_a_number):
+        wrong = right.copy()
+        change(wrong)
+        assert tile_residual(a, as_store(wrong), samples=12) > RESIDUAL_LIMIT, change.__name__
+        assert freivalds(a, as_store(wrong), adjoint(as_store(wrong))) > RESIDUAL_LIMIT, change.__name__
+
+
+def test_the_adjoint_of_a_triangle_reads_as_it_should() -> None:
+    _, right = factored(90, "complex64")
+    adjoint = stress_cholesky._Adjoint(as_store(right))
+    out = np.full((40, 30), np.nan, "complex128")
+    adjoint.read(Rect(20, 60, 50, 80), out)
+    np.testing.assert_array_equal(out, right.conj().T[20:60, 50:80])
+
+
+# -- the factorisation -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_small_factorisation(dtype: str, tmp_path: Path) -> None:
+    result = stress("2MB", "128MB", op="cholesky", dtype=dtype, seed=7, output=tmp_path, progress=False)
+    assert isinstance(result, CholeskyStressResult)
+    n = math.isqrt(2_000_000 // np.dtype(dtype).itemsize)
+    assert (result.n, result.dtype, result.size) == (n, dtype, n * n * np.dtype(dtype).itemsize)
+    assert result.passed
+    assert 0 < result.residual < 10
+    assert 0 < result.tile_residual < 5
+    assert result.rate == pytest.approx((4 if dtype.startswith("c") else 1) * n**3 / 3 / result.seconds)
+    assert result.reused == 0
+    assert result.output is None
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_streamed_factorisation_counts_what_it_moves(tmp_path: Path) -> None:
+    result = stress("60MB", "140MB", op="cholesky", output=tmp_path, keep=True, progress=False)
+    assert isinstance(result, CholeskyStressResult)
+    assert result.passed
+    assert result.tasks > 4
+    assert result.moved == result.planned == result.read + result.generated + result.written
+    assert result.bound > result.n * (result.n + 1) * 8
+    assert result.generated == result.written, "one triangle is generated, one written"
+    assert result.output == tmp_path / "factor.zarr"
+    store = open_store(result.output)
+    assert store.structure == "lower"
+    factor = np.full((result.n, result.n), np.nan)
+    store.read(Rect(0, result.n, 0, result.n), factor)
+    expected = np.linalg.cholesky(whole(CovarianceStore(0, result.n, "float64")))
+    np.testing.assert_allclose(factor, expected, atol=1e-12)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["factor.zarr"]
+    with pytest.raises(StoreExistsError, match=r"factor\.zarr"):
+        stress("60MB", "140MB", op="cholesky", output=tmp_path, progress=False)
+    assert result.output.exists(), "what somebody else made is not removed"
+
+
+class Killed(BaseException):
+    """As good as a kill: nobody catches it."""
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_an_interrupted_factorisation(keep: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With keep it can be gone on with; without, nothing stays."""
+    size, memory = "60MB", "140MB"
+    seen: list[float] = []
+
+    def interrupt(done: float, total: float) -> None:
+        seen.append(done)
+        if done > total / 2:
+            raise Killed
+
+    with pytest.raises(Killed):
+        stress(size, memory, op="cholesky", output=tmp_path, keep=keep, progress=interrupt)
+    assert bool(list(tmp_path.iterdir())) is keep
+    again = stress(size, memory, op="cholesky", output=tmp_path, keep=keep, progress=False)
+    assert isinstance(again, CholeskyStressResult)
+    assert again.passed
+    assert (again.reused > 0) is keep
+    assert [path.name for path in tmp_path.iterdir()] == ["factor.zarr"] * keep
+
+
+def test_the_work_of_another_process_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "factor.zarr").mkdir()
+
+    def busy(*args: Any, **kwargs: Any) -> Any:
+        raise JournalBusyError("another process is at it")
+
+    monkeypatch.setattr(linalg, "cholesky", busy)
+    monkeypatch.setattr(stress_cholesky, "_idle_memory", lambda: 0)
+    with pytest.raises(JournalBusyError):
+        stress("2MB", "128MB", op="cholesky", output=tmp_path, progress=False)
+    assert (tmp_path / "factor.zarr").exists()
+
+
+def test_a_corrupted_factor_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = linalg.cholesky
+
+    def wrong(*args: Any, **kwargs: Any) -> Any:
+        result = right(*args, **kwargs)
+        if "out" in kwargs:
+            store = open_store(kwargs["out"])
+            value = np.empty((1, 1))
+            place = Rect(400, 401, 17, 18)
+            store.begin_write()
+            store.read(place, value)
+            store.write(place, value + 1e-3)
+            store.commit()
+        return result
+
+    monkeypatch.setattr(linalg, "cholesky", wrong)
+    result = stress("2MB", "128MB", op="cholesky", progress=False)
+    assert not result.correct
+    assert not result.passed
+    assert "FAILED" in dict(result.rows())["check"]
+
+
+def test_the_table_of_a_factorisation_on_a_gpu() -> None:
+    result = CholeskyStressResult(
+        n=1000, dtype="float64", seed=0, size=8_000_000, route="cuSOLVER", seconds=3.0, rate=1e9, link="PCIe", moved=30_000_000,
+        planned=20_000_000, bound=15_000_000, generated=4_000_000, read=16_000_000, written=4_000_000, disk_read=2e9,
+        disk_write=1e9, disk_seconds=2.0, peak=5, limit=10, gpu_peak=11, gpu_limit=10, reused=4, tasks=9, residual=0.1,
+        tile_residual=31.0, vectors=16, samples=8, check_seconds=0.1, output=None,
+    )  # fmt: skip
+    rows = dict(result.rows())
+    assert not result.within_limits
+    assert not result.correct
+    assert "FAILED" in rows["peak GPU memory"]
+    assert "ok" in rows["check"]
+    assert "FAILED" in rows["check of tiles"]
+    assert "1.500 × the plan" in rows["PCIe bytes"]
+    assert "2.00 × the bound" in rows["PCIe bytes"]
+    assert "1.50 times" in rows["planned disk bytes"]
+    assert rows["reused"] == "4 of 9 tasks"
+    assert dataclasses.replace(result, gpu_limit=11, tile_residual=1.0).passed
