@@ -258,10 +258,13 @@ class BlockedDriver:
         What kernels compute in.
     plan_type : type
         The class of its plans, to read one back from a journal.
+    workspaces : tuple of str
+        Its kernels that may need device memory besides tiles (:meth:`Device.workspace_bytes`).
     """
 
     stores: Sequence[TileStore]
     dtype: np.dtype[Any]
+    workspaces: tuple[str, ...] = ()
     plan_type: type[BlockedPlan] = BlockedPlan
 
     def piece_bytes(self, device: Device) -> int:

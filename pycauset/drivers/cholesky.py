@@ -26,6 +26,7 @@ References
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,7 @@ class CholeskyDriver(BlockedDriver):
     """
 
     plan_type = CholeskyPlan
+    workspaces = ("potrf", "trsm")
 
     def __init__(
         self,
@@ -107,9 +109,16 @@ class CholeskyDriver(BlockedDriver):
 
     def plan(self, device: Device, limits: MatmulLimits, rates: Rates) -> CholeskyPlan:
         """Choose variant, tiles and blocks; MemoryLimitError with the numbers when nothing fits."""
-        return plan_cholesky(
-            self.problem(device), limits, rates, unified=device.unified, piece=self.piece_bytes(device), variant=self.variant
-        )
+        problem, piece = self.problem(device), self.piece_bytes(device)
+        reserved = 0
+        while True:  # what kernels need besides tiles grows with the tiles, and leaves less for them
+            left = replace(limits, device=limits.device - reserved)
+            plan = plan_cholesky(problem, left, rates, unified=device.unified, piece=piece, variant=self.variant)
+            side = min(plan.tile[0], self.n)
+            needed = sum(device.workspace_bytes(kernel, side, self.dtype) for kernel in self.workspaces)
+            if needed <= reserved:
+                return plan
+            reserved = needed
 
     def operands(self, plan: CholeskyPlan) -> list[Operand]:
         """The one matrix: read from A until a tile has been written, then from the factor."""
@@ -129,12 +138,12 @@ class CholeskyDriver(BlockedDriver):
             return
         for first in range(0, count, plan.panel):
             last = min(first + plan.panel, count)
-            yield from self._panel(first, last, count, plan.block)
+            yield from self._panel(first, last, count, plan.block, plan.keeps_corner)
             if last < count:
                 for pairs in blocks(layout(count - last, plan.capacity, last), plan.capacity):
                     yield from self._update(pairs, range(first, last), finish=True)
 
-    def _panel(self, first: int, last: int, count: int, block: tuple[int, int]) -> Iterator[TileTask]:
+    def _panel(self, first: int, last: int, count: int, block: tuple[int, int], keeps_corner: bool) -> Iterator[TileTask]:
         """Left-looking over blocks: tile columns ``first:last``, which have all updates from columns before ``first``."""
         height, width = block
         for j0 in range(first, last, width):
@@ -143,7 +152,9 @@ class CholeskyDriver(BlockedDriver):
             kept = range(first, first + self._keep) if below else range(0)
             pairs = [(i, j) for j in cols for i in range(j, cols.stop)]
             yield from self._update(pairs, range(first, j0), kept=kept, rows=cols)
-            yield from self._factor(cols)
+            stays = keeps_corner and j0 == first and below
+            for task in self._factor(cols):
+                yield task._replace(drop=()) if stays else task
             for rows in below:
                 pairs = [(i, j) for j in cols for i in rows]
                 yield from self._update(pairs, range(first, j0), kept=kept if rows is not below[-1] else range(0), rows=cols)
@@ -188,8 +199,8 @@ class CholeskyDriver(BlockedDriver):
     def _solve(self, rows: range, cols: range, *, fresh: bool) -> Iterator[TileTask]:
         """``L_ij = C_ij L_jj⁻ᴴ`` for a block below the diagonal block ``cols``, column by column.
 
-        Right-looking, so that columns leave one by one while the next block arrives. A ``fresh`` block, of which nothing is resident
-        yet, is solved left-looking, so that its own columns may arrive one by one.
+        Right-looking, so that columns leave one by one while the next block arrives. A ``fresh`` block, of which nothing is
+        resident yet, is solved left-looking, so that its own columns may arrive one by one.
         """
         if fresh:
             for j in cols:

@@ -46,6 +46,8 @@ VARIANTS = ("left", "right", "triangle")
 _IN_FLIGHT = 3
 #: A plan may move this much more than the bound, if it can choose.
 _SLACK = 1.10
+#: Seconds that differ by less are equal.
+_EQUAL = 1.04
 #: Seconds that the submitting thread takes for a task on a GPU (benchmarks/gpu_matmul_pinned.py).
 _HOST_SECONDS = 75e-6
 
@@ -88,6 +90,14 @@ class CholeskyPlan(BlockedPlan):
 
     panel: int = 1
     capacity: int = 1
+
+    @property
+    def keeps_corner(self) -> bool:
+        """Whether a panel's first diagonal block stays for the block below it, whose columns arrive as its rows leave."""
+        height, width = self.block
+        corner = width * (width + 1) // 2
+        most = max(height * (col + 1) + corner - col * (col + 1) // 2 for col in range(width))
+        return most + _IN_FLIGHT <= self.slots[0]
 
 
 def lower_bound(n: float, fast: float) -> float:
@@ -178,7 +188,8 @@ def _moved_panel(plan: CholeskyPlan, rows: _Rows, first: int, last: int) -> _Mov
         corner = rows.triangle(j0, j1)
         block = corner + below * cols
         # The diagonal block needs its rows once, each block below its own, and the diagonal block's again.
-        loaded += block + cols * depth + below * depth + passes * (cols * depth + corner)
+        again = passes - (plan.keeps_corner and j0 == first and passes > 0)
+        loaded += block + cols * depth + below * depth + passes * cols * depth + again * corner
         saved += block
         spared += passes * cols * min(depth, plan.host_keep * plan.tile[0])
     return _Moved(loaded, saved, spared)
@@ -247,9 +258,10 @@ def predict(plan: CholeskyPlan, problem: CholeskyProblem, rates: Rates) -> Chole
     )
 
 
-def _shapes(variant: str, count: int, slots: int) -> Iterator[tuple[tuple[int, int], int, int]]:
+def _shapes(variant: str, count: int, slots: int, ahead: bool) -> Iterator[tuple[tuple[int, int], int, int]]:
     """Block, panel and capacity of every plan worth a look, for ``count`` tile rows and ``slots`` tiles."""
-    room = slots - _IN_FLIGHT
+    # What is on its way grows with the block's sides: its next rows, and tiles going home.
+    room = slots - max(_IN_FLIGHT, math.isqrt(slots) if ahead else 0)
     if not count:
         yield (1, 1), 1, slots
         return
@@ -301,7 +313,7 @@ def candidates(
         one = slot_bytes(max(1, min(side, p.n)), max(1, min(side, p.n)), es)
         slots = limits.device // one if not p.slotless else count * count + 8
         slots = min(slots, count * (count + 1) // 2 + count + 8)
-        for block, panel, capacity in _shapes(variant, count, slots):
+        for block, panel, capacity in _shapes(variant, count, slots, not unified):
             plan = CholeskyPlan(
                 unified, (p.n,), p.dtype.name, (side, side), block, (slots,), variant, bound=bound, panel=panel, capacity=capacity
             )
@@ -363,7 +375,10 @@ def plan_cholesky(
         if plans:
             fewest = min(_volume(plan) for plan in plans)
             near = [plan for plan in plans if _volume(plan) <= fewest or _near(plan, fewest)]
-            offers.append(min(near, key=lambda plan: (plan.seconds, _volume(plan))))
+            # Of plans that are about as fast the one with the fewest kernels: it asks least of the host.
+            fastest = min(plan.seconds for plan in near)
+            equals = [plan for plan in near if plan.seconds <= _EQUAL * fastest]
+            offers.append(min(equals, key=lambda plan: (plan.tasks, plan.seconds)))
     if not offers:
         raise MemoryLimitError(_refusal(problem, limits, unified, piece, variant))
     return min(offers, key=lambda plan: (_volume(plan), plan.seconds))

@@ -176,6 +176,8 @@ def _stream(operation: BlockedOperation, where: Device, plan: Any, limits: Limit
     _followed = where.kind, plan
     driver = operation.driver
     with limits.scope(operation.name) as scope:
+        for kernel in driver.workspaces:
+            where.prepare(kernel, min(plan.tile[0], max(driver.stores[0].shape)), driver.dtype)
         run_streamed(
             where,
             driver,
