@@ -119,7 +119,10 @@ def det(
     """
     sign, logarithm = slogdet(a, assume_a, memory=memory, gpu_memory=gpu_memory, progress=progress)
     with np.errstate(over="ignore", under="ignore"):
-        return type(sign)(sign * np.exp(logarithm))
+        size = np.exp(logarithm)
+        if np.iscomplexobj(sign):  # by parts: infinity times 0 must stay 0
+            return type(sign)(complex(*(float(part * size) if part else 0.0 for part in (sign.real, sign.imag))))
+        return type(sign)(sign * size)
 
 
 def logdet(

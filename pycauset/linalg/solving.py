@@ -202,8 +202,8 @@ def solve(
     if kind in "LU":
         trans = "T" if transposed else "N"
         return solve_triangular(matrix, b, trans, kind == "L", False, overwrite_b, check_finite, out=out, resume=True, **limits)
-    if transposed:
-        matrix = matrix.T
+    if transposed:  # the triangle to read is the other one of the transpose
+        matrix, lower, overwrite_a = matrix.T, not lower, False
     factor = cholesky(matrix, lower, overwrite_a, check_finite, **limits)
     return cho_solve((factor, lower), b, overwrite_b, check_finite, out=out, **limits)
 
