@@ -50,6 +50,8 @@ PYCAUSET_REQUIRE_GPU=1 step tests 240 "$python" -m pytest -q -p no:cacheprovider
 bench gpu_matmul_pinned 150
 bench gpu_matmul_pageable 180
 bench gpu_matmul_disk 200 ${disk:+--folder "$disk"}
+bench gpu_cholesky_pinned 240
+bench gpu_cholesky_disk 580 ${disk:+--folder "$disk"}
 bench regret 420
 bench small_overhead 60
 bench async_vs_sync 180 ${disk:+--folder "$disk"}

@@ -349,7 +349,7 @@ def tile_residual(a: TileStore, factor: TileStore, *, samples: int = SAMPLES, se
     Parameters
     ----------
     a, factor : TileStore (n, n)
-        The matrix and its lower Cholesky factor.
+        The matrix and its lower Cholesky factor, of which only the lower triangle is looked at.
     samples, seed : int
         How many tiles, and which.
 
@@ -379,8 +379,10 @@ def tile_residual(a: TileStore, factor: TileStore, *, samples: int = SAMPLES, se
         rows, cols = np.zeros(r1 - r0), np.zeros(c1 - c0)
         for k0 in range(0, r1, _DEPTH):
             left, right = np.empty((r1 - r0, min(_DEPTH, n - k0)), kind), np.empty((c1 - c0, min(_DEPTH, n - k0)), kind)
-            factor.read(Rect(r0, r1, k0, k0 + left.shape[1]), left)
-            factor.read(Rect(c0, c1, k0, k0 + left.shape[1]), right)
+            for part, first in ((left, r0), (right, c0)):
+                factor.read(Rect(first, first + len(part), k0, k0 + part.shape[1]), part)
+                if k0 + part.shape[1] > first:
+                    part[...] = np.tril(part, first - k0)
             exact -= left @ right.conj().T
             rows += np.einsum("ij,ij->i", left, left.conj()).real
             cols += np.einsum("ij,ij->i", right, right.conj()).real

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 import re
 import subprocess
 import sys
@@ -62,6 +63,28 @@ def test_gpu_run_wants_a_folder() -> None:
     assert "OUTPUT_FOLDER" in done.stderr
     listed = (FOLDER / "run_gpu.sh").read_text(encoding="utf-8")
     assert all(f"bench {name} " in listed for name in GPU_SCRIPTS)
+
+
+def test_stress_script(tmp_path: Path) -> None:
+    """The script of the 100 GB run at a size that takes seconds: machine, limit, table, and nothing left."""
+    small = {"SIZE": "4MB", "MEMORY": "128MB", "RAM": "2GB", "FOLDER": str(tmp_path / "made"), "PYTHON": sys.executable}
+    done = subprocess.run(
+        ["bash", str(FOLDER / "stress_100gb.sh"), "--no-progress", "--backend", "cpu", "--seed", "3"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, **small},
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    for heading in ("date", "command", "CPU", "RAM", "limit of the process", "runs", "time", "peak memory", "check of tiles"):
+        assert re.search(rf"^{heading} +\S", done.stdout, re.MULTILINE), heading
+    assert re.search(
+        r"^command +SIZE=4MB RAM=2GB MEMORY=128MB GPU_MEMORY=8GB benchmarks/stress_100gb\.sh", done.stdout, re.MULTILINE
+    )
+    assert "707 × 707" in done.stdout
+    assert "seed 3" in done.stdout
+    assert not list((tmp_path / "made").iterdir())
 
 
 def options(tmp_path: Path, *, smoke: bool) -> argparse.Namespace:

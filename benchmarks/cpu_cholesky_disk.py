@@ -1,0 +1,162 @@
+"""A float64 Cholesky factorisation from disk to disk under a small memory limit, against SciPy with everything in RAM.
+
+The two alternate in one run. SciPy gets a fresh Fortran-ordered copy each time, made outside its time, which it need neither copy
+nor check. pycauset's time includes making, journalling and committing the factor; reads bypass the page cache where the file
+system allows, and the matrix's pages are dropped before each run all the same. Where dask is installed,
+``dask.array.linalg.cholesky`` factors the same files into a Zarr array, with its best of several chunkings (which must divide
+n). The peak of memory is measured in a fresh process that does only this factorisation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from report import (
+    Report,
+    Sample,
+    add_folder,
+    child,
+    drop_cache,
+    load,
+    parser,
+    warm_up,
+    work_folder,
+)
+
+from pycauset.units import format_bytes, format_flops, parse_bytes
+
+BAR_SPEED, BAR_MEMORY, BAR_RESIDUAL = 0.95, 512e6, 30.0
+
+
+def write_matrix(path: Path, n: int) -> None:
+    """The covariance matrix of n random points, all of it, in chunks of the default size."""
+    from pycauset.copying import copy_store
+    from pycauset.seeded import CovarianceStore
+
+    copy_store(CovarianceStore(1, n, "float64"), path, progress=False)
+
+
+def factor(a: Path, out: Path, memory: Any) -> None:
+    """From disk to disk."""
+    import pycauset
+
+    shutil.rmtree(out, ignore_errors=True)
+    pycauset.linalg.cholesky(a, out=out, memory=memory, progress=False)
+
+
+def factor_with_dask(a: Path, out: Path, chunk: int) -> None:
+    import dask.array as da
+
+    matrix = da.from_zarr(str(a)).rechunk((chunk, chunk))
+    da.to_zarr(da.linalg.cholesky(matrix, lower=True), str(out), overwrite=True)
+
+
+def measure_peak(folder: Path, memory: str) -> None:
+    """In a process of its own: bytes at rest, at the peak, and whether the peak could be reset first."""
+    import pycauset
+    from pycauset.hardware import probe
+
+    pycauset.matmul(np.ones((8, 8)), np.ones((8, 8)))
+    idle = probe.current_rss()
+    reset = probe.reset_peak_rss()
+    factor(folder / "a.zarr", folder / "peak.zarr", memory)
+    print(f"{idle} {probe.peak_rss()} {int(reset)}")
+
+
+def compare(report: Report, folder: Path, options: argparse.Namespace) -> None:
+    from scipy.linalg import cholesky
+
+    from pycauset.seeded import CovarianceStore
+    from pycauset.storage import open_store
+    from pycauset.stress_cholesky import tile_residual
+
+    n = options.n
+    write_matrix(folder / "a.zarr", n)
+    a = load(folder / "a.zarr")
+    copy = np.empty((n, n), order="F")
+
+    def in_ram() -> float:
+        np.copyto(copy, a)
+        start = time.perf_counter()
+        cholesky(copy, lower=True, overwrite_a=True, check_finite=False)
+        return time.perf_counter() - start
+
+    def timed(call: Callable[..., None], out: str, *arguments: Any) -> float:
+        shutil.rmtree(folder / out, ignore_errors=True)
+        drop_cache(folder / "a.zarr")  # not part of the time
+        start = time.perf_counter()
+        call(folder / "a.zarr", folder / out, *arguments)
+        return time.perf_counter() - start
+
+    calls: dict[str, Callable[[], float]] = {
+        "SciPy in RAM": in_ram,
+        "pycauset on disk": lambda: timed(factor, "l.zarr", options.memory),
+    }
+    if options.dask and importlib.util.find_spec("dask") is not None:
+        for chunk in options.dask_chunks:
+            name = f"dask on disk, chunks of {chunk}"
+            calls[name] = lambda chunk=chunk: timed(factor_with_dask, "dask.zarr", chunk)
+    warm_up()
+    in_ram()
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    for at in range(options.repeats):
+        for name, call in calls.items():
+            if at == 0 or not name.startswith("dask"):  # dask is far off: once is enough
+                samples[name].append(call())
+    for name, values in samples.items():
+        report.figure(name, f"{Sample(tuple(values))}, {format_flops(float(n) ** 3 / 3 / float(np.median(values)))}")
+    exact = CovarianceStore(1, n, "float64")
+    report.bar(
+        "scaled residual, sampled tiles",
+        tile_residual(exact, open_store(folder / "l.zarr")),
+        BAR_RESIDUAL,
+        at_least=False,
+        exact=True,
+    )
+    pairs = [ram / disk for ram, disk in zip(samples["SciPy in RAM"], samples["pycauset on disk"], strict=True)]
+    report.figure("speed, pair by pair", ", ".join(f"{pair:.3f}" for pair in pairs))
+    medians = {name: float(np.median(values)) for name, values in samples.items()}
+    report.bar("speed over SciPy in RAM", medians["SciPy in RAM"] / medians["pycauset on disk"], BAR_SPEED, at_least=True)
+    peers = [median for name, median in medians.items() if name.startswith("dask")]
+    if peers:
+        report.bar("speed over dask's best", min(peers) / medians["pycauset on disk"], 1.0, at_least=True)
+    else:
+        report.line("dask: not compared")
+
+
+def main() -> int:
+    made = parser(__doc__)
+    made.add_argument("--n", type=int, default=12288)
+    made.add_argument("--memory", default="512MB")
+    made.add_argument("--repeats", type=int, default=3)
+    made.add_argument("--dask-chunks", nargs="+", type=int, default=[1024, 2048])
+    made.add_argument("--no-dask", dest="dask", action="store_false", help="leave dask out")
+    made.add_argument("--child", type=Path, help=argparse.SUPPRESS)
+    add_folder(made)
+    options = made.parse_args()
+    if options.child:
+        measure_peak(options.child, options.memory)
+        return 0
+    if options.smoke:
+        options.n, options.memory, options.repeats, options.dask_chunks = min(options.n, 1280), "128MB", 1, [256]
+    with work_folder(options.folder) as folder:
+        title = f"CPU, float64, Cholesky factor of order {options.n} from disk to disk, memory={options.memory}"
+        report = Report(title, options, folder=folder, packages=("dask", "zarr"))
+        compare(report, folder, options)
+        idle, peak, reset = map(int, child(["--child", str(folder), "--memory", options.memory]).split()[-3:])
+        since = "" if reset else " (since its start)"
+        report.figure("memory, fresh process", f"{format_bytes(idle)} idle, {format_bytes(peak)} at the peak{since}")
+        limit = min(BAR_MEMORY, parse_bytes(options.memory)) / 1e6
+        report.bar("peak RSS over idle", (peak - idle) / 1e6, limit, at_least=False, unit=" MB", digits=1)
+    return report.finish()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
