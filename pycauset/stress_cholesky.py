@@ -65,7 +65,7 @@ class CholeskyStressResult:
     n, size : int
         Order of the matrix, and bytes of all its elements; the factor takes little more than half of them on disk.
     seconds, rate : float
-        Of the factorisation, generating the matrix and writing the factor included.
+        Of the factorisation, generating the matrix and writing the factor included; without the tasks that were reused.
     link : str
         Whose bytes ``moved``, ``planned`` and ``bound`` count: the disk's (the matrix counts as if it lay there) or PCIe's.
     moved, planned, bound : int
@@ -249,7 +249,7 @@ def run(
         route=f"{'cuSOLVER' if on_gpu else 'LAPACK'}, {_ROOM[plan.variant]}, tiles of {plan.tile[0]}, blocks of "
         f"{plan.block[0]} × {plan.block[1]}",
         seconds=elapsed,
-        rate=flops / elapsed,
+        rate=flops * (1 - statistics.reused / plan.tasks) / elapsed,
         link="PCIe" if on_gpu else "disk",
         moved=first if on_gpu else statistics.bytes_read + statistics.bytes_written,
         planned=plan.link_bytes,

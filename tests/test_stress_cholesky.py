@@ -201,6 +201,7 @@ def test_an_interrupted_factorisation(keep: bool, tmp_path: Path, monkeypatch: p
     assert isinstance(again, CholeskyStressResult)
     assert again.passed
     assert (again.reused > 0) is keep
+    assert again.rate * again.seconds == pytest.approx(again.n**3 / 3 * (1 - again.reused / again.tasks))
     assert [path.name for path in tmp_path.iterdir()] == ["factor.zarr"] * keep
 
 
