@@ -15,7 +15,9 @@ __all__ = ["open", "save"]
 def open(path: str | os.PathLike[str]) -> Matrix:
     """Open a matrix on disk: a Zarr array (version 2 or 3), a ``.npy`` file, or the URL of a remote Zarr array.
 
-    Nothing but metadata is read. Assigning to elements writes to the file, where that is allowed.
+    Nothing but metadata is read. Assigning to elements writes to the file, where that is allowed. A matrix that was being
+    overwritten in place when its process was killed can be opened too, if its journal is beside it, but not read: only to make
+    the same call again, which goes on.
 
     Raises
     ------

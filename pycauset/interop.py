@@ -115,6 +115,17 @@ def _transpose(a: Any, axes: Any = None) -> Any:
     return a
 
 
+def _linalg(name: str) -> Callable[..., Any]:
+    """A function of `pycauset.linalg`, imported when it is first called."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        from pycauset import linalg
+
+        return getattr(linalg, name)(*args, **kwargs)
+
+    return call
+
+
 _FUNCTIONS: Final[dict[Any, Callable[..., Any]]] = {
     np.dot: _dot,
     np.trace: lambda a: a.trace(),
@@ -126,6 +137,11 @@ _FUNCTIONS: Final[dict[Any, Callable[..., Any]]] = {
     np.allclose: _allclose,
     np.array_equal: _array_equal,
     np.linalg.norm: _norm,
+    np.linalg.cholesky: lambda a, *, upper=False: _linalg("cholesky")(a, not upper),
+    np.linalg.solve: lambda a, b: _linalg("solve")(a, b),
+    np.linalg.inv: lambda a: _linalg("inv")(a),
+    np.linalg.det: lambda a: _linalg("det")(a),
+    np.linalg.slogdet: lambda a: _linalg("slogdet")(a),
     np.linalg.matmul: lambda x1, x2: _dot(x1, x2),
     np.linalg.matrix_norm: lambda x, ord="fro": x.norm(ord),
     np.transpose: _transpose,

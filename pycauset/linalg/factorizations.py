@@ -166,10 +166,10 @@ class _Cholesky:
         source = stored(self.matrix)
         shape, dtype = self.matrix.shape, self.dtype
         if out is None and not self.limited and self.n <= _SMALL:
-            array = np.empty(shape, dtype)
-            load(source, array, self.part)
-            self._lapack(array)
-            return Matrix._of_array(array, self.flags)
+            small = np.empty(shape, dtype)
+            load(source, small, self.part)
+            self._lapack(small)
+            return Matrix._of_array(small, self.flags)
         chunks = chunks_like(source, shape, dtype, limit)
         request = {"dtype": dtype.name, "lower": self.lower, "variant": self.variant}
         operands = {"a": (self.matrix.store, self.matrix.op)}

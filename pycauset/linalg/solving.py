@@ -168,7 +168,7 @@ def solve(
     lower : bool
         For positive definite matrices: which triangle to read.
     overwrite_a : bool
-        The Cholesky factor may be put in the place of ``a``.
+        The Cholesky factor may be put in the place of ``a``, an array in RAM that can hold it.
     overwrite_b, check_finite
         As in `solve_triangular`.
     assume_a : {"gen", "pos", "lower triangular", "upper triangular", "diagonal"}
@@ -202,10 +202,16 @@ def solve(
     if kind in "LU":
         trans = "T" if transposed else "N"
         return solve_triangular(matrix, b, trans, kind == "L", False, overwrite_b, check_finite, out=out, resume=True, **limits)
+    overwrite_a = overwrite_a and _can_hold_factor(matrix) and not transposed
     if transposed:  # the triangle to read is the other one of the transpose
-        matrix, lower, overwrite_a = matrix.T, not lower, False
+        matrix, lower = matrix.T, not lower
     factor = cholesky(matrix, lower, overwrite_a, check_finite, **limits)
     return cho_solve((factor, lower), b, overwrite_b, check_finite, out=out, **limits)
+
+
+def _can_hold_factor(a: Matrix) -> bool:
+    """Whether a factor may silently take a matrix's place: never on disk, where the call may be made again after a kill."""
+    return a._array is not None and a.store.path is None and a.store.writable and a.dtype == kernel_type("solve", a.dtype)
 
 
 def kind_of(name: str, a: Matrix, assume_a: str | None) -> str:
@@ -233,5 +239,5 @@ def kind_of(name: str, a: Matrix, assume_a: str | None) -> str:
         return "pos"
     raise ConfigError(
         f"{name}: {a!r} is not known to be triangular or positive definite, and LU, for all others, comes with a later version; "
-        'say what it is by assume_a="pos" or a claim, A.properties.is_positive_definite = True'
+        'say what it is by assume_a="pos" or a claim, A.properties.is_positive_definite = True, or use NumPy on A.to_numpy()'
     )

@@ -196,6 +196,28 @@ def test_matrices_of_which_nothing_is_known_wait_for_lu() -> None:
         solve(a, a, assume_a="sparse")
 
 
+def test_numpys_functions() -> None:
+    a = pycauset.asmatrix(spd(30, "float64", np.random.default_rng()), is_positive_definite=True)
+    plain = a.to_numpy().copy()
+    assert np.allclose(np.linalg.cholesky(a), np.linalg.cholesky(plain))
+    assert np.allclose(np.linalg.cholesky(a, upper=True), np.linalg.cholesky(plain, upper=True))
+    assert np.allclose(np.linalg.solve(a, plain[:, 0]), np.linalg.solve(plain, plain[:, 0]))
+    assert np.allclose(np.linalg.inv(a), np.linalg.inv(plain))
+    assert np.linalg.slogdet(a) == pytest.approx(np.linalg.slogdet(plain))
+    assert np.linalg.det(a) == pytest.approx(np.linalg.det(plain))
+
+
+def test_the_factor_may_take_the_place_of_an_array_only(tmp_path: Path) -> None:
+    a = spd(40, "float64", np.random.default_rng())
+    array, matrix = a.copy(), on_disk(a, tmp_path / "a.zarr")
+    b = np.ones(40)
+    for place in (array, matrix, np.eye(40, dtype=int)):
+        kept = np.array(place, float)
+        assert solve_ratio(kept, solve(place, b, overwrite_a=True, assume_a="pos"), b) < 30
+    assert not np.array_equal(array, a)
+    assert np.array_equal(matrix, a)
+
+
 def test_operands_stay_as_they_were(tmp_path: Path) -> None:
     rng = np.random.default_rng()
     a: Any = spd(50, "float64", rng)
