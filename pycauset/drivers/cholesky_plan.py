@@ -260,8 +260,7 @@ def predict(plan: CholeskyPlan, problem: CholeskyProblem, rates: Rates) -> Chole
 
 def _shapes(variant: str, count: int, slots: int, ahead: bool) -> Iterator[tuple[tuple[int, int], int, int]]:
     """Block, panel and capacity of every plan worth a look, for ``count`` tile rows and ``slots`` tiles."""
-    # What is on its way grows with the block's sides: its next rows, and tiles going home.
-    room = slots - max(_IN_FLIGHT, math.isqrt(slots) if ahead else 0)
+    room = slots - _IN_FLIGHT
     if not count:
         yield (1, 1), 1, slots
         return
@@ -280,10 +279,12 @@ def _shapes(variant: str, count: int, slots: int, ahead: bool) -> Iterator[tuple
         return
     splits = sorted({ceil_div(count, blocks) for blocks in range(1, count + 1) if ceil_div(count, blocks) <= most}, reverse=True)
     for width in splits[: 6 if variant == "left" else 2]:
-        # Rows need not match columns: what is left of the slots makes blocks taller.
+        # Rows need not match columns: what is left of the slots makes blocks taller, or lets more be on its way.
         height = max(1, min(count, (room - 1) // (width + 1)))
         if variant == "left":
             yield (height, width), count, slots
+            if ahead and height > 1 and height + width > room - height * width:
+                yield (height - 1, width), count, slots
         else:
             for panel in _panels(count, width):
                 yield (height, min(width, panel)), panel, room
@@ -308,7 +309,8 @@ def candidates(
     fast = max(limits.device, 1) / es
     bound = lower_bound(p.n, fast) * es
     wanted = (1024, 512, 2048, 256) if unified else (2048, 4096, 1024, 3072, 512)
-    for side in tile_sides(p.n, p.unit, (*wanted, round(math.sqrt(fast) / 8))):
+    eighth = round(math.sqrt(fast) / 8)
+    for side in tile_sides(p.n, p.unit, (*wanted, eighth if eighth < 256 else eighth // 256 * 256)):
         count = ceil_div(p.n, side)
         one = slot_bytes(max(1, min(side, p.n)), max(1, min(side, p.n)), es)
         slots = limits.device // one if not p.slotless else count * count + 8
