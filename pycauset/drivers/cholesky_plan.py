@@ -375,7 +375,9 @@ def plan_cholesky(
     for name in VARIANTS if variant is None else (variant,):
         plans = list(candidates(problem, limits, rates, unified, piece, name))
         if plans:
-            fewest = min(_volume(plan) for plan in plans)
+            # Bytes that only a much slower plan saves are not worth saving.
+            least = min(plan.seconds for plan in plans)
+            fewest = min(_volume(plan) for plan in plans if plan.seconds <= 2 * least)
             near = [plan for plan in plans if _volume(plan) <= fewest or _near(plan, fewest)]
             # Of plans that are about as fast the one with the fewest kernels: it asks least of the host.
             fastest = min(plan.seconds for plan in near)
