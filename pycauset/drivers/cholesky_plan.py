@@ -375,10 +375,12 @@ def plan_cholesky(
     for name in VARIANTS if variant is None else (variant,):
         plans = list(candidates(problem, limits, rates, unified, piece, name))
         if plans:
+            within = [plan for plan in plans if plan.link_bytes <= _SLACK * plan.bound] or [min(plans, key=_volume)]
             # Bytes that only a much slower plan saves are not worth saving.
-            least = min(plan.seconds for plan in plans)
-            fewest = min(_volume(plan) for plan in plans if plan.seconds <= 2 * least)
-            near = [plan for plan in plans if _volume(plan) <= fewest or _near(plan, fewest)]
+            least = min(plan.seconds for plan in within)
+            sane = [plan for plan in within if plan.seconds <= 2 * least]
+            fewest = min(_volume(plan) for plan in sane)
+            near = [plan for plan in sane if _volume(plan) <= _SLACK * fewest]
             # Of plans that are about as fast the one with the fewest kernels: it asks least of the host.
             fastest = min(plan.seconds for plan in near)
             equals = [plan for plan in near if plan.seconds <= _EQUAL * fastest]
@@ -386,11 +388,6 @@ def plan_cholesky(
     if not offers:
         raise MemoryLimitError(_refusal(problem, limits, unified, piece, variant))
     return min(offers, key=lambda plan: (_volume(plan), plan.seconds))
-
-
-def _near(plan: CholeskyPlan, fewest: int) -> bool:
-    """Whether a plan moves little more than the fewest bytes of its variant, and little more than the bound."""
-    return _volume(plan) <= _SLACK * fewest and plan.link_bytes <= _SLACK * plan.bound
 
 
 def _volume(plan: CholeskyPlan) -> int:
