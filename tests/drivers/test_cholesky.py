@@ -140,9 +140,9 @@ def test_tasks_read_final_tiles_and_write_one(case: tuple[Any, ...]) -> None:
 
 @pytest.mark.parametrize("kind", ["cpu", "gpu"])
 def test_bytes_stay_near_the_bound(kind: str) -> None:
-    """Where fast memory holds at least ten chunks a side; answered in milliseconds, whatever the size."""
+    """Where fast memory holds at least 16 × 16 chunks; answered in milliseconds, whatever the size."""
     chunk = 256
-    for n, limit in itertools.product((20_000, 100_000, 10**6), (64 << 20, 512 << 20, 8 << 30)):
+    for n, limit in itertools.product((20_000, 100_000, 10**6), (128 << 20, 512 << 20, 8 << 30)):
         rates = Rates(PROFILE, kind, F64)
         problem = CholeskyProblem(n, F64, unit=chunk, grain=(chunk, chunk))
         plans = {
