@@ -302,15 +302,18 @@ def _panels(count: int, width: int) -> list[int]:
 
 
 def candidates(
-    p: CholeskyProblem, limits: MatmulLimits, rates: Rates, unified: bool, piece: int, variant: str
+    p: CholeskyProblem, limits: MatmulLimits, rates: Rates, unified: bool, piece: int, variant: str, *, finer: bool = False
 ) -> Iterator[CholeskyPlan]:
-    """Every plan of a variant that fits the limits."""
+    """Every plan of a variant that fits the limits; ``finer`` ones have so many slots that a block comes close to √S."""
     es = p.dtype.itemsize
     fast = max(limits.device, 1) / es
     bound = lower_bound(p.n, fast) * es
     wanted = (1024, 512, 2048, 256) if unified else (2048, 4096, 1024, 3072, 512)
     eighth = round(math.sqrt(fast) / 8)
-    for side in tile_sides(p.n, p.unit, (*wanted, eighth if eighth < 256 else eighth // 256 * 256)):
+    sides = (*wanted, eighth if eighth < 256 else eighth // 256 * 256)
+    if finer:
+        sides = (eighth * 8 // 16, eighth * 8 // 24)
+    for side in tile_sides(p.n, p.unit, sides):
         count = ceil_div(p.n, side)
         one = slot_bytes(max(1, min(side, p.n)), max(1, min(side, p.n)), es)
         slots = limits.device // one if not p.slotless else count * count + 8
@@ -374,6 +377,8 @@ def plan_cholesky(
     offers = []
     for name in VARIANTS if variant is None else (variant,):
         plans = list(candidates(problem, limits, rates, unified, piece, name))
+        if plans and all(plan.link_bytes > _SLACK * plan.bound for plan in plans):
+            plans += candidates(problem, limits, rates, unified, piece, name, finer=True)
         if plans:
             within = [plan for plan in plans if plan.link_bytes <= _SLACK * plan.bound] or [min(plans, key=_volume)]
             # Bytes that only a much slower plan saves are not worth saving.
