@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from pycauset.devices.cublas import Cublas
 from pycauset.devices.cuda_solve import BLOCK, ITEMSIZE, part, solve, solve_by_blocks, workspace_bytes
 from pycauset.devices.cuda_source import CLEAN, UNKNOWN, VERDICT, cuda_function
 from pycauset.devices.cusolver import Cusolver

@@ -44,8 +44,10 @@ class Completion(Protocol):
         """Where the job runs; None for a promise whose job is not submitted yet."""
 
     def wait(self, first: float = 20e-6, longest: float = 1e-3) -> None:
-        """Block until the job is done (or skipped after a failure). Waits that have to look again and again sleep between looks,
-        ``first`` seconds, then longer, up to ``longest``."""
+        """Block until the job is done (or skipped after a failure).
+
+        Waits that have to look again and again sleep between looks, ``first`` seconds, then longer, up to ``longest``.
+        """
 
     def done(self) -> bool:
         """Whether the job is done, without blocking."""
@@ -95,7 +97,7 @@ class HostCompletion:
 
 
 class Verdict:
-    """A completion that raises: the job is done, and ``check`` finds out whether it succeeded. Asked once, by whoever is first."""
+    """A completion that raises: the job is done, and ``check``, asked once, by the first waiter, tells whether it succeeded."""
 
     __slots__ = ("_check", "_lock", "inner", "lane")
 

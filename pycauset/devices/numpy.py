@@ -28,8 +28,10 @@ def _gemm(reads: Sequence[Array], writes: Sequence[Array], params: tuple[Any, ..
 
 
 def _rank_k(reads: Sequence[Array], writes: Sequence[Array], params: tuple[Any, ...], lane: Any) -> None:
-    """``C = alpha op(A) op(A)ᵀ + beta C``, lower triangle, mirrored when it is the last one; params (alpha, beta, op_a, hermitian,
-    last), and "U" for the upper triangle instead."""
+    """``C = alpha op(A) op(A)ᵀ + beta C``, lower triangle, mirrored when it is the last one.
+
+    Params (alpha, beta, op_a, hermitian, last), and "U" for the upper triangle instead.
+    """
     alpha, beta, op_a, hermitian, last, *uplo = params
     c = writes[0]
     if hermitian and beta != 0 and c.dtype.kind == "c":

@@ -70,12 +70,14 @@ def factor(device, a, out, *, journal=None, variant=None, slots=30, host=200, mo
         device, MatmulLimits(slots * tile, host * tile), Rates(PROFILE, device.kind, np.dtype("float64"))
     )
     governor = fresh_governor()
-    with watchdog(), governor.scope(owner="a test") as scope:
-        with AsyncStreamer(
-            device, driver.operands(plan), scope, host_slots=plan.host_slots, host_slot_bytes=plan.host_slot_bytes, mode=mode
-        ) as streamer:
-            streamer.run(driver.tasks(plan))
-            statistics = streamer.statistics()
+    slots_of_host = {"host_slots": plan.host_slots, "host_slot_bytes": plan.host_slot_bytes}
+    with (
+        watchdog(),
+        governor.scope(owner="a test") as scope,
+        AsyncStreamer(device, driver.operands(plan), scope, mode=mode, **slots_of_host) as streamer,
+    ):
+        streamer.run(driver.tasks(plan))
+        statistics = streamer.statistics()
     assert not scope.leaks
     return plan, statistics
 
@@ -126,9 +128,11 @@ def test_a_tile_comes_from_its_origin_until_it_is_written() -> None:
     for device in (NumpyDevice(), FakeGpu()):
         store[...] = np.nan
         operand = Operand(Hidden(store), np.dtype("float64"), (SIDE, SIDE), 1, "X", Hidden(origin))
-        with fresh_governor().scope(owner="a test") as scope:
-            with AsyncStreamer(device, [operand], scope, host_slots=4, host_slot_bytes=SIDE * SIDE * 8) as streamer:
-                streamer.run(iter([task, task, task]))
+        with (
+            fresh_governor().scope(owner="a test") as scope,
+            AsyncStreamer(device, [operand], scope, host_slots=4, host_slot_bytes=SIDE * SIDE * 8) as streamer,
+        ):
+            streamer.run(iter([task, task, task]))
         assert (store == 24.0).all()
         assert (origin == 3.0).all()
 
@@ -144,9 +148,11 @@ def test_reads_of_a_tile_just_written_all_wait_for_the_write() -> None:
     for _ in range(5):
         store.write(Rect(0, SIDE, 0, n), np.ones((SIDE, n)))
         operand = Operand(store, np.dtype("float64"), (SIDE, SIDE), 8, "X")
-        with fresh_governor().scope(owner="a test") as scope:
-            with AsyncStreamer(NumpyDevice(), [operand], scope, readers=4) as streamer:
-                streamer.run(iter([first, *copies]))
+        with (
+            fresh_governor().scope(owner="a test") as scope,
+            AsyncStreamer(NumpyDevice(), [operand], scope, readers=4) as streamer,
+        ):
+            streamer.run(iter([first, *copies]))
         whole = np.empty((SIDE, n))
         store.read(Rect(0, SIDE, 0, n), whole)
         assert (whole == 5.0).all()
