@@ -173,6 +173,15 @@ def _naming_files() -> Iterator[None]:
         raise _BadInputError(str(error).replace("pass overwrite=True", "pass --overwrite")) from error
 
 
+def _forced(backend: _Backend | None) -> contextlib.AbstractContextManager[None]:
+    """Inside it the option holds; without one the setting does, and so ``PYCAUSET_BACKEND``."""
+    if backend is None:
+        return contextlib.nullcontext()
+    from pycauset import cuda
+
+    return cuda.force_backend(backend.value)
+
+
 def _open(path: Path) -> TileStore:
     from pycauset.storage import open_store
 
@@ -182,7 +191,7 @@ def _open(path: Path) -> TileStore:
 
 _Memory = Annotated[int | None, typer.Option(parser=_size, metavar="SIZE", help="Host memory limit, such as 2GB.")]
 _GpuMemory = Annotated[int | None, typer.Option(parser=_size, metavar="SIZE", help="GPU memory limit, such as 8GB.")]
-_BackendOption = Annotated[_Backend, typer.Option(help="Device that computes.")]
+_BackendOption = Annotated[_Backend | None, typer.Option(help="Device that computes.", show_default="the setting")]
 _TransposeA = Annotated[bool, typer.Option("--transpose-a", help="Use the transpose of A.")]
 _TransposeB = Annotated[bool, typer.Option("--transpose-b", help="Use the transpose of B.")]
 _Checksum = Annotated[bool, typer.Option("--checksum", help="Append a crc32c checksum to each chunk.")]
@@ -302,12 +311,10 @@ def plan(
     transpose_b: _TransposeB = False,
     memory: _Memory = None,
     gpu_memory: _GpuMemory = None,
-    backend: _BackendOption = _Backend.AUTO,
+    backend: _BackendOption = None,
 ) -> None:
     """Explain how A times B would be computed, without computing it: seconds, bytes, memory, and why."""
-    from pycauset import cuda
-
-    with cuda.force_backend(backend.value):
+    with _forced(backend):
         print(_solve(*_factors(a, b, transpose_a, transpose_b), memory, gpu_memory).explain())
 
 
@@ -320,17 +327,17 @@ def matmul(
     transpose_b: _TransposeB = False,
     memory: _Memory = None,
     gpu_memory: _GpuMemory = None,
-    backend: _BackendOption = _Backend.AUTO,
+    backend: _BackendOption = None,
     checksum: _Checksum = False,
     overwrite: _Overwrite = False,
     no_progress: _NoProgress = False,
 ) -> None:
     """Multiply A by B under memory limits and write the product to C."""
-    from pycauset import cuda, solver
+    from pycauset import solver
     from pycauset.storage import create_store
 
     first, second = _factors(a, b, transpose_a, transpose_b)
-    with cuda.force_backend(backend.value):
+    with _forced(backend):
         solution = _solve(first, second, memory, gpu_memory)
         route = solution.route  # raises, with the numbers, if there is none
         layout = solution.layout
@@ -365,7 +372,7 @@ def matmul(
 @app.command()
 def stress(
     size: Annotated[
-        int, typer.Option(parser=_size, metavar="SIZE", help="Bytes of one operand.", show_default="1.6GB")
+        int, typer.Option("--size", parser=_size, metavar="SIZE", help="Bytes of one operand.", show_default="1.6GB")
     ] = 1_600_000_000,
     memory: Annotated[
         int | None, typer.Option(parser=_size, metavar="SIZE", help="Host memory limit; a quarter of the size if omitted.")
@@ -379,14 +386,13 @@ def stress(
         typer.Option("--output", "--folder", metavar="FOLDER", help="Folder for the result.", show_default="scratch folder"),
     ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the result in the output folder.")] = False,
-    backend: _BackendOption = _Backend.AUTO,
+    backend: _BackendOption = None,
     no_progress: _NoProgress = False,
 ) -> None:
     """Multiply two generated matrices bigger than the memory limit, or factor one; check the result; show time, bytes, memory."""
-    from pycauset import cuda
     from pycauset.stress import stress as run
 
-    with cuda.force_backend(backend.value), _naming_files():
+    with _forced(backend), _naming_files():
         result = run(
             size,
             memory,

@@ -6,7 +6,6 @@ without a driver and without CuPy.
 
 from __future__ import annotations
 
-import contextvars
 import math
 import threading
 import types
@@ -373,7 +372,7 @@ def _require_gpu(wish: str) -> None:
 
 _lock: Final = threading.Lock()
 _calls: list[tuple[weakref.ref[_Forced], str]] = []
-_before_calls = "auto"
+_before_calls: str | None = None  # None: what the environment or the default says
 
 
 class _Forced:
@@ -412,9 +411,9 @@ class _Forced:
         return self._scopes.pop().__exit__(kind, error, trace)
 
 
-def _process_backend() -> str:
-    """The backend outside of every ``with settings(...)`` block."""
-    return str(contextvars.Context().run(config.get, "backend"))
+def _process_backend() -> str | None:
+    """What the process was configured to outside of every ``with`` block, None if it never was."""
+    return config._configured.get("backend")
 
 
 def _set_backend(backend: str) -> None:

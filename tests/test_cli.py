@@ -119,6 +119,17 @@ def test_matmul(operands: tuple[Path, Path], tmp_path: Path, name: str) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["a.npy", "b.zarr", name])
 
 
+def test_the_setting_chooses_the_backend_unless_the_option_does(
+    operands: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYCAUSET_BACKEND", "cpu")
+    assert "why: forced" in run("plan", *operands).stdout
+    assert "why: the least predicted time" in run("plan", *operands, "--backend", "auto").stdout
+    assert "why: forced" in run("plan", *operands).stdout
+    monkeypatch.setenv("PYCAUSET_BACKEND", "abacus")
+    assert_one_line(run("plan", *operands), 2, "backend is 'abacus'")
+
+
 def test_matmul_of_transposes(operands: tuple[Path, Path], tmp_path: Path) -> None:
     a, b = operands
     out = tmp_path / "c.zarr"
