@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -70,15 +71,30 @@ def array_ufunc(ufunc: np.ufunc, method: str, inputs: Sequence[Any], options: Ma
 def array_function(function: Any, args: Any, kwargs: Any) -> Any:
     """``__array_function__``: the functions of `_FUNCTIONS`; a typed error for every other."""
     ours = _FUNCTIONS.get(function)
+    name = f"{function.__module__}.{function.__name__}".replace("numpy", "np")
     if ours is None:
-        name = f"{function.__module__}.{function.__name__}".replace("numpy", "np")
         raise DtypeError(f"{name} is not computed on a Matrix; use A.to_numpy(), or slices of A, with NumPy")
     try:
         return ours(*args, **kwargs)
     except TypeError as error:
         if isinstance(error, DtypeError):
             raise
-        raise DtypeError(f"np.{function.__name__} on a Matrix: {error}; use A.to_numpy() for what it does not take") from None
+        raise DtypeError(
+            f"{name} of a Matrix {_complaint(ours, args, kwargs, error)}; for more use A.to_numpy() with NumPy"
+        ) from None
+
+
+def _complaint(ours: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], error: TypeError) -> str:
+    """What a call of one of ours stumbled over, in the caller's words: NumPy's parameters are more than ours."""
+    parameters = inspect.signature(ours).parameters
+    strange = [key for key in kwargs if key not in parameters]
+    if strange:
+        return f"takes no {' or '.join(strange)}, only {', '.join(parameters)}"
+    try:
+        inspect.signature(ours).bind(*args, **kwargs)
+    except TypeError:
+        return f"takes {', '.join(parameters)} alone, {len(args)} arguments were given"
+    return f"is not possible: {error}"
 
 
 def _dot(a: Any, b: Any, out: Any = None) -> Any:

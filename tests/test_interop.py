@@ -154,6 +154,23 @@ def test_what_is_not_streamed_says_what_to_do(call: Any) -> None:
     assert isinstance(caught.value, errors.DtypeError)
 
 
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda A: np.linalg.norm(A, axis=0), "np.linalg.norm of a Matrix takes no axis, only x, ord"),
+        (lambda A: np.trace(A, offset=1), "np.trace of a Matrix takes no offset, only a"),
+        (lambda A: np.trace(A, 1), "np.trace of a Matrix takes a alone, 2 arguments were given"),
+        (lambda A: np.sum(A, 0, None, None), "np.sum of a Matrix takes "),
+    ],
+)
+def test_messages_are_in_numpys_words(call: Any, words: str) -> None:
+    with pytest.raises(errors.DtypeError) as caught:
+        call(Matrix(np.eye(3)))
+    assert str(caught.value).startswith(words)
+    for ours in ("_norm", "_sum", "lambda"):
+        assert ours not in str(caught.value)
+
+
 def test_the_array_protocol(tmp_path: Path) -> None:
     a = np.random.default_rng(4).standard_normal((5, 4))
     A = Matrix(a)
