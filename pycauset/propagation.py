@@ -12,7 +12,7 @@ result                  what is kept
 ``A.T``, ``A.H``        all; upper and lower change places
 ``s A``                 pattern; (skew-)symmetric; (skew-)Hermitian for real s, each turned into the other for imaginary
                         s; definite for s > 0, semidefinite for s ≥ 0; unitary for s in {1, -1, i, -i}, orthogonal for
-                        ±1; everything for s = 1
+                        ±1 (1 alone in unsigned integers); everything for s = 1
 ``A + B``, ``A - B``    pattern and symmetry that both have; all of A if B is zero; ``+``: semidefinite that both are,
                         definite if one is; unit diagonal ± zero diagonal is unit, unit - unit is zero diagonal
 ``A ∘ B``               pattern of either; unit diagonal of both; (skew-)symmetric and (skew-)Hermitian by the rule of
@@ -85,15 +85,15 @@ def transpose(flags: int) -> int:
     return _exchange(_exchange(flags, UPPER, LOWER), STRICTLY_UPPER, STRICTLY_LOWER)
 
 
-def scale(flags: int, scalar: complex) -> int:
-    """Of ``scalar * A``."""
+def scale(flags: int, scalar: complex, *, unsigned: bool = False) -> int:
+    """Of ``scalar * A``; in ``unsigned`` integers -1 is the largest number there is."""
     s = complex(scalar)
     if s == 1:
         return flags
     if not cmath.isfinite(s):
         return 0
     if s == -1:  # a bijection: what is not symmetric does not become so
-        return flags & (PATTERN | SYMMETRY | UNITARY | ORTHOGONAL)
+        return flags & (PATTERN | SYMMETRY | (0 if unsigned else UNITARY | ORTHOGONAL))
     true = _true(flags)
     kept = true & (PATTERN | SYMMETRIC | SKEW)
     if s.imag == 0:
@@ -122,11 +122,11 @@ def add(a: int, b: int) -> int:
     return kept
 
 
-def subtract(a: int, b: int) -> int:
-    """Of ``A - B`` for equal shapes."""
+def subtract(a: int, b: int, *, unsigned: bool = False) -> int:
+    """Of ``A - B`` for equal shapes; ``unsigned`` as in `scale`."""
     ta, tb = _true(a), _true(b)
     if ta & ZERO:
-        return scale(b, -1)
+        return scale(b, -1, unsigned=unsigned)
     if tb & ZERO:
         return a
     kept = ta & tb & (PATTERN | SYMMETRY)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 
+from pycauset import Matrix
 from pycauset import propagation as p
 from pycauset.properties import closure, known, mask
 from tests.properties.explicit import Array, all_flags, assert_true_of, claimed, matrices
@@ -36,6 +37,23 @@ def test_transpose(a: Array, data: st.DataObject) -> None:
 @given(matrices(), scalars, data)
 def test_scale(a: Array, s: complex, data: st.DataObject) -> None:
     assert_true_of(p.scale(data.draw(claimed(a)), s), s * a)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "uint64", "int8", "float64"])
+def test_a_negative_unsigned_identity_is_not_orthogonal(dtype: str) -> None:
+    eye = Matrix(np.eye(3, dtype=dtype))
+    eye.properties.is_identity = True
+    zero = Matrix(np.zeros((3, 3), dtype))
+    zero.properties.is_zero = True
+    for result in (-eye, zero - eye, np.zeros((), dtype)[()] - eye):
+        a = result.to_numpy()
+        exactly = np.array_equal(a.T.astype(object) @ a.astype(object), np.eye(3))
+        assert exactly == (not dtype.startswith("u"))
+        assert result.properties.is_orthogonal is (True if exactly else None)
+        assert result.properties.is_diagonal is True
+    large = Matrix(np.array([[255]], "uint8"))  # -255 is 1 here
+    large.properties.is_orthogonal = False
+    assert (-large).properties.is_orthogonal is None
 
 
 @given(matrices(), st.booleans(), data)
