@@ -20,7 +20,7 @@ from pycauset.errors import (
 )
 from pycauset.indexing import SelectedStore, gather, scatter, select
 from pycauset.operators import Operators
-from pycauset.properties import Properties
+from pycauset.properties import STRUCTURES, Properties, mask
 from pycauset.solver import is_small
 from pycauset.storage import ArrayStore, TileStore, element_type
 from pycauset.tiling import Rect
@@ -76,6 +76,8 @@ class Matrix(Operators):
         stored = store.attributes.get("properties")
         if isinstance(stored, dict):
             claims = Properties.from_json(stored, store.shape, store.dtype).claims
+        if store.structure in STRUCTURES:
+            claims |= mask(STRUCTURES[store.structure])  # the other triangle is computed from the one that is stored
         self._set(store, "N", claims)
 
     def _set(self, store: TileStore, op: str, claims: int) -> None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     *("assigned", "binary", "copied", "copy_into", "count", "forget", "isclose", "loaded", "matmul", "norm", "part"),
-    *("product_flags", "store_of", "total", "trace", "unary"),
+    *("product_flags", "share_base", "store_of", "total", "trace", "unary"),
 ]
 
 Array = np.ndarray[Any, Any]
@@ -151,7 +151,7 @@ def unary(name: str, a: Matrix, out: Any = None) -> Any:
     flags = a._flags()
     if name != "positive":
         # |A| keeps what holds of the pattern and of symmetry, whatever the signs.
-        kept = propagation.scale(flags, -1)
+        kept = propagation.scale(flags, -1, unsigned=dtype.kind == "u")
         flags = kept if name == "negative" else propagation.multiply(kept, kept)
         if name == "absolute" and flags:
             flags &= ~(propagation.SEMIDEFINITE | propagation.DEFINITE)
@@ -205,6 +205,8 @@ def _binary_flags(name: str, a: Matrix, b: Matrix, dtype: np.dtype[Any]) -> int:
     fa, fb = a._flags(), b._flags()
     if not (fa or fb) or a.shape != b.shape or name in _COMPARISONS:
         return 0
+    if name == "subtract":
+        return propagation.subtract(fa, fb, unsigned=dtype.kind == "u")
     flags: int = getattr(propagation, name)(fa, fb)
     # True + True is True in NumPy, so a sum of booleans is no sum.
     return flags & ~(propagation.SEMIDEFINITE | propagation.DEFINITE) if dtype.kind == "b" and name == "add" else flags
@@ -219,7 +221,7 @@ def _scalar_flags(name: str, a: Matrix, scalar: Any, reflected: bool) -> int:
     if name == "true_divide":
         return propagation.scale(flags, 1 / complex(scalar)) if scalar != 0 else 0
     if scalar == 0:
-        return propagation.scale(flags, -1) if reflected and name == "subtract" else flags
+        return propagation.scale(flags, -1, unsigned=a.dtype.kind == "u") if reflected and name == "subtract" else flags
     return 0
 
 
@@ -342,7 +344,7 @@ def _axis(name: str, axis: Any) -> int | None:
 
 def product_flags(a: Matrix, b: Matrix) -> int:
     """Properties of ``a @ b``."""
-    related = a._store is b._store and a._store is not None
+    related = _related(a, b)
     fa, fb = a._flags(), b._flags()
     if not (fa or fb or related):
         return 0
@@ -350,12 +352,33 @@ def product_flags(a: Matrix, b: Matrix) -> int:
     relation: Any = None
     if related:
         real = a.dtype.kind != "c"
-        pair = (a.op in "TH", a.op in "HC"), (b.op in "TH", b.op in "HC")
+        pair = (a.op in "TH", a.op in "HC"), ((b.op in "TH") != (related == "transposed"), b.op in "HC")
         if pair[0] == pair[1]:
             relation = "same"
         elif pair[0][0] != pair[1][0]:
             relation = "adjoint" if real or pair[0][1] != pair[1][1] else "transpose"
     return propagation.matmul(fa, fb, square=m == k == n, relation=relation)
+
+
+def _related(a: Matrix, b: Matrix) -> str:
+    """Whether the stores of two matrices hold the "same" elements, also "transposed" ones; empty if they do not."""
+    if a._store is b._store and a._store is not None:
+        return "same"
+    x, y = a._array, b._array
+    if x is not None and y is not None and x.size <= _SMALL and not share_base(x, y):
+        return ""  # identities take longer than a small product
+    one, other = a.store.identity, b.store.identity
+    if one == other:
+        return "same"
+    if x is None or y is None or x.dtype != y.dtype or one[:2] != other[:2]:
+        return ""
+    u, v = (array.T if matrix.op == "T" else array for array, matrix in ((x, a), (y, b)))
+    return "transposed" if u.shape == v.shape[::-1] and u.strides == v.strides[::-1] else ""
+
+
+def share_base(x: Array, y: Array) -> bool:
+    """Whether arrays are views of one array: quickly told, and nearly always right."""
+    return x is y or x.base is y or y.base is x or (x.base is not None and x.base is y.base)
 
 
 def matmul(a: Any, b: Any) -> Any:

@@ -18,7 +18,7 @@ import numpy as np
 
 from pycauset.errors import ConfigError, ShapeError
 
-__all__ = ["PROPERTIES", "Properties", "closure", "known", "mask"]
+__all__ = ["PROPERTIES", "STRUCTURES", "Properties", "closure", "known", "mask"]
 
 PROPERTIES: Final[dict[str, str]] = {
     "is_zero": "every entry is 0",
@@ -75,6 +75,16 @@ def _index(name: str) -> int:
         return _INDEX[name]
     except KeyError:
         raise ConfigError(f"no property is called {name!r}; there are {', '.join(PROPERTIES)}") from None
+
+
+STRUCTURES: Final[dict[str, str]] = {
+    "lower": "is_lower_triangular",
+    "upper": "is_upper_triangular",
+    "symmetric": "is_symmetric",
+    "hermitian": "is_hermitian",
+    "skew": "is_skew_symmetric",
+}
+"""What holds of any matrix of which a store keeps one triangle, by the store's structure."""
 
 
 # ---- implications ---------------------------------------------------------------------------------------------------

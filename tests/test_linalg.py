@@ -11,6 +11,7 @@ import pytest
 
 import pycauset
 from pycauset import Matrix, errors, linalg
+from pycauset.errors import ShapeError
 from pycauset.storage import create_store
 from pycauset.tiling import Rect
 
@@ -182,6 +183,78 @@ def test_a_gram_matrix_on_disk_is_symmetric(tmp_path: Path) -> None:
     assert C.store.structure == "symmetric"
     assert C.properties.is_positive_semidefinite is True
     np.testing.assert_allclose(C.to_numpy(), a @ a.T, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("m", [7, 300])
+@pytest.mark.parametrize("dtype", ["float64", "complex128"])
+def test_a_product_with_its_own_transpose_is_known_however_it_is_named(tmp_path: Path, m: int, dtype: str) -> None:
+    a = draw((m, 290), dtype, seed=21)
+    stored(a, tmp_path / "a.zarr")
+    X, Y = pycauset.open(tmp_path / "a.zarr"), pycauset.open(tmp_path / "a.zarr")
+    twin, fortran = a.view(), np.asfortranarray(a)
+    pairs = [(X, Y), (Matrix(a), Matrix(a)), (Matrix(a), Matrix(twin)), (Matrix(a[:, :100]), Matrix(a[:, :100]))]
+    for one, other in [*pairs, (Matrix(fortran), Matrix(fortran)), (Matrix(a), Matrix(a.T).T)]:
+        assert pycauset.matmul(one, other.T).properties.is_symmetric is True
+        assert pycauset.matmul(other.T, one).properties.is_symmetric is True
+    for one, other in pairs:
+        assert pycauset.matmul(one, other.H).properties.is_positive_semidefinite is True
+        assert pycauset.matmul(one, other.H).properties.is_hermitian is True
+    for one in (a, fortran, a[:, 3:50]):
+        assert pycauset.matmul(one, one.T).properties.is_symmetric is True
+        assert (Matrix(one) @ one.T).properties.is_symmetric is True
+        other = one.copy()
+        assert pycauset.matmul(one, other.T).properties.is_symmetric is None
+    assert pycauset.matmul(a[:, :100], a[:, 100:200].T).properties.is_symmetric is None
+    assert pycauset.matmul(X, Y.T, out=tmp_path / "c.zarr", memory="128MB").properties.is_symmetric is True
+    assert pycauset.open(tmp_path / "c.zarr").properties.is_symmetric is True
+    square = draw((m, m), dtype, seed=22)
+    assert (Matrix(square) @ Matrix(square)).properties.is_symmetric is None
+
+
+@pytest.mark.parametrize(
+    ("structure", "name"),
+    [
+        ("symmetric", "is_symmetric"),
+        ("hermitian", "is_hermitian"),
+        ("skew", "is_skew_symmetric"),
+        ("lower", "is_lower_triangular"),
+        ("upper", "is_upper_triangular"),
+        ("full", None),
+    ],
+)
+def test_a_structure_of_storage_is_a_property(tmp_path: Path, structure: str, name: str | None) -> None:
+    a = draw((20, 20), "complex128", seed=23)
+    fits = {
+        "symmetric": a + a.T,
+        "hermitian": a + a.conj().T,
+        "skew": a - a.T,
+        "lower": np.tril(a),
+        "upper": np.triu(a),
+        "full": a,
+    }
+    store = create_store(tmp_path / "a.zarr", (20, 20), "complex128", structure=structure)
+    store.write(Rect(0, 20, 0, 20), fits[structure])
+    store.commit()
+    opened = pycauset.open(tmp_path / "a.zarr")
+    np.testing.assert_array_equal(opened.to_numpy(), fits[structure])
+    assert opened.properties.keys() == (() if name is None else opened.properties.keys())
+    assert name is None or opened.properties[name] is True
+
+
+@pytest.mark.parametrize("n", [5, 700])
+@pytest.mark.parametrize("name", ["v.zarr", "v.npy"])
+def test_products_with_vectors_go_to_paths_as_columns(tmp_path: Path, n: int, name: str) -> None:
+    a, v, u = draw((n, n + 3), seed=24), draw((n + 3, 1), seed=25)[:, 0], draw((n, 1), seed=26)[:, 0]
+    A = stored(a, tmp_path / "a.zarr")
+    found = pycauset.matmul(A, v, out=tmp_path / name)
+    assert found.shape == (n, 1)
+    np.testing.assert_allclose(pycauset.open(tmp_path / name).to_numpy()[:, 0], a @ v, rtol=0, atol=1e-11)
+    found = pycauset.matmul(u, A, out=tmp_path / f"u-{name}", memory="100MB")
+    assert found.shape == (n + 3, 1)
+    np.testing.assert_allclose(found.to_numpy()[:, 0], u @ a, rtol=0, atol=1e-11)
+    with pytest.raises(ShapeError, match="a product with a vector"):
+        pycauset.matmul(v, v, out=tmp_path / "scalar.zarr")
+    assert not (tmp_path / "scalar.zarr").exists()
 
 
 def test_products_under_a_memory_limit(tmp_path: Path) -> None:

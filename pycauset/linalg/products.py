@@ -45,7 +45,7 @@ def matmul(
         One-dimensional operands follow NumPy's rules: ``(m, k) @ (k,)`` gives ``(m,)``.
     out : Matrix or ndarray (m, n), or path, optional
         Where the product goes. A path becomes a Zarr folder, or a ``.npy`` file by its suffix; it appears when the product
-        is finished, and must not exist.
+        is finished, and must not exist. A product with a vector is stored as a column there.
     memory, gpu_memory : int or str, optional
         Bytes that the operation may take beyond what the process holds already: ``"2GB"``. Default: the settings, else
         what is free.
@@ -127,7 +127,7 @@ def _quick_product(a: Any, b: Any) -> Any:
     if type(a) is Matrix and type(b) is Matrix:
         return Matrix._of_array(product, operations.product_flags(a, b))
     # An array has no properties, and without any on the other side there is nothing to carry.
-    known = any(type(obj) is Matrix and obj._flags() for obj in (a, b))
+    known = operations.share_base(x, y) or any(type(obj) is Matrix and obj._flags() for obj in (a, b))
     return Matrix._of_array(product, operations.product_flags(asmatrix(a), asmatrix(b)) if known else 0)
 
 
@@ -168,7 +168,10 @@ def _small_product(a: Matrix, b: Matrix) -> Array | None:
 
 
 def _vector_product(x: Matrix, y: Matrix, left: int, right: int, out: Any, memory: Any, gpu_memory: Any, progress: Any) -> Any:
-    """Products with a vector: NumPy arrays, in RAM."""
+    """Products with a vector: NumPy arrays, in RAM; a column in a store where ``out`` is a path."""
+    if isinstance(out, (str, os.PathLike)) and not left == right == 1:
+        x, y = (x, y) if right == 1 else (y.T, x.T)
+        return _to_path(x, y, out, memory, gpu_memory, progress)
     array = _small_product(x, y)
     if array is None:
         store = _multiply(x, y, None, memory, gpu_memory, progress)
@@ -181,7 +184,8 @@ def _vector_product(x: Matrix, y: Matrix, left: int, right: int, out: Any, memor
     if out is None:
         return array
     if not isinstance(out, np.ndarray) or out.shape != array.shape:
-        raise ShapeError(f"matmul: out must be an array of shape {array.shape} for a product with a vector")
+        place = "" if left == right == 1 else ", or a path"
+        raise ShapeError(f"matmul: out must be an array of shape {array.shape}{place} for a product with a vector")
     if not np.can_cast(array.dtype, out.dtype, "same_kind"):
         raise DtypeError(f"matmul: the product is {array.dtype}, which out of {out.dtype} cannot hold")
     out[...] = array
