@@ -262,7 +262,6 @@ class _Cholesky:
 
     def _check_place(self) -> None:
         matrix, store = self.matrix, self.matrix.store
-        flags = matrix._flags()
         if not store.writable:
             raise StorePermissionError(
                 f"cholesky: {matrix!r} is computed or read-only, nothing can be overwritten; leave overwrite"
@@ -281,10 +280,15 @@ class _Cholesky:
                 f"cholesky: {matrix!r} is stored as {store.structure}, which has no {self.part} triangle to overwrite; "
                 f"give lower={not self.lower}"
             )
-        if known(flags, f"is_{self.part}_triangular") and not known(flags, "is_diagonal"):
+
+    def _check_not_done(self) -> None:
+        """Refuse what is the factor already, as far as its metadata tell (one triangle may be stored as such without a claim)."""
+        flags, claim = self.matrix._flags(), f"is_{self.part}_triangular"
+        claims = self.matrix.store.attributes.get("properties") or {}
+        if claims.get(claim) and known(flags, claim) and not known(flags, "is_diagonal"):
             raise ConfigError(
-                f"cholesky: {matrix!r} is known to be {self.part} triangular: is it the factor already? Else withdraw the claim, "
-                f"A.properties.is_{self.part}_triangular = None"
+                f"cholesky: {self.matrix!r} is known to be {self.part} triangular: is it the factor already? Else withdraw the "
+                f"claim, A.properties.is_{self.part}_triangular = None"
             )
 
     def _array_in_place(self, store: ArrayStore) -> None:
@@ -297,6 +301,7 @@ class _Cholesky:
 
     def _unjournalled(self, store: TileStore) -> None:
         """A file whose tiles cannot be replaced atomically."""
+        self._check_not_done()
         store.begin_write()
         try:
             plan = self._run(store, store, 0, None, None)
@@ -320,6 +325,8 @@ class _Cholesky:
         with open_journal(store.path, request, resume=resume) as journal:
             if journal.finished:
                 return Matrix(open_store(store.path))
+            if not journal.resumed:
+                self._check_not_done()
             journal.in_place(store)
             try:
                 self._run(store, store, 0, journal, None)
