@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,10 @@ _SMALL_RESULT = 64 << 20
 
 @dataclass(frozen=True, slots=True)
 class _Product:
-    """``out = alpha a b + beta out``, and under which limits; ``fresh`` says that nobody has touched ``out`` yet."""
+    """``out = alpha a b + beta out``, and under which limits.
+
+    ``fresh`` says that nobody has touched ``out`` yet, ``on_disk`` that a new result is to lie there whatever its size.
+    """
 
     a: Factor
     b: Factor
@@ -40,6 +43,7 @@ class _Product:
     memory: int | None = None
     gpu_memory: int | None = None
     route: str | None = None
+    on_disk: bool = False
 
     @property
     def flops(self) -> float:
@@ -100,7 +104,8 @@ def plan(
         out = _Phantom(layout, not out_on_disk and _result_in_ram(layout, host))
     else:
         layout = _check_out(a, b, out, layout)
-    return _plan(_Product(a, b, layout, out, fresh, memory=host, gpu_memory=device), thorough=thorough)[0]
+    product = _Product(a, b, layout, out, fresh, memory=host, gpu_memory=device, on_disk=out_on_disk)
+    return _plan(product, thorough=thorough)[0]
 
 
 class _Phantom(ArrayStore):
@@ -122,7 +127,8 @@ def _result_in_ram(layout: Layout, host: int | None) -> bool:
     return _nbytes(layout) <= max(_SMALL_RESULT, governor().available("host") // 2)
 
 
-def _plan(product: _Product, *, thorough: bool = False) -> tuple[SolverPlan, MatmulDriver]:
+def _plan(product: _Product, *, thorough: bool = False, remedy: bool = True) -> tuple[SolverPlan, MatmulDriver]:
+    """The routes; where all are refused and ``remedy`` says so, with the limit that would do."""
     backend = config.get("backend")
     profile = load_profile()
     layout = product.layout
@@ -152,7 +158,33 @@ def _plan(product: _Product, *, thorough: bool = False) -> tuple[SolverPlan, Mat
     )
     flops = driver.problem(devices.cpu()).flops
     depth, in_ram = product.a.shape[1], product.result_bytes()
-    return SolverPlan("matmul", layout, depth, routes, flops, backend, limits, in_ram), driver
+    enough = _enough(product) if remedy and routes[0].refused else ""
+    return SolverPlan("matmul", layout, depth, routes, flops, backend, limits, in_ram, enough), driver
+
+
+def _enough(product: _Product) -> str:
+    """The least ``memory=`` that has a way through, found by planning with it; empty if more memory does not help."""
+    if product.memory is None:
+        return ""
+    unit = 10**6 if product.memory >= 10**7 else 10**5
+
+    def works(units: int) -> bool:
+        memory, out = units * unit, product.out
+        if product.fresh:  # where the result lies depends on the limit
+            out = _Phantom(product.layout, not product.on_disk and _result_in_ram(product.layout, memory))
+        found, _ = _plan(replace(product, memory=memory, out=out), remedy=False)
+        return not found.routes[0].refused
+
+    low = product.memory // unit  # refused, as what it was rounded from
+    high = low + 1
+    while not works(high):
+        low, high = high, 2 * high
+        if high * unit > 2 * governor().available("host"):
+            return ""
+    while high - low > max(1, high // 100):
+        middle = (low + high) // 2
+        low, high = (low, middle) if works(middle) else (middle, high)
+    return f"{high}MB" if unit == 10**6 else f"{high / 10:g}MB"
 
 
 def multiply(

@@ -9,10 +9,11 @@ import pytest
 
 from pycauset.errors import BackendError, MemoryLimitError
 from pycauset.governor import governor
-from pycauset.hardware import load_machine, use_probe
+from pycauset.hardware import DTYPES, RatePoint, load_machine, use_probe
 from pycauset.solver import Factor, last_statistics, multiply, plan
 from pycauset.storage import ArrayStore, FunctionStore, create_store, open_store
 from pycauset.tiling import Rect
+from pycauset.units import parse_bytes
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -89,6 +90,77 @@ def test_what_a_limit_is_spent_on_beside_tiles():
     assert "kept for" not in plan("matmul", a, b).explain()
     with pytest.raises(MemoryLimitError, match=r"of memory=20\.0 MB, 10\.0 MB are kept for Python's modules"):
         assert plan("matmul", phantom((9000, 9000)), phantom((9000, 9000)), memory="20MB", out_on_disk=True).route
+
+
+@pytest.mark.parametrize("out_on_disk", [False, True])
+@pytest.mark.parametrize(
+    ("shape", "chunks", "memory"),
+    [
+        ((3001, 2003, 1009), (1024, 1024), "20MB"),
+        ((3001, 2003, 1009), (1024, 1024), "76MB"),
+        ((2003, 3001, 2003), (512, 512), "12MB"),
+        ((1009, 1013, 1019), (256, 1024), "2MB"),
+        ((709, 701, 719), (700, 700), "500kB"),
+    ],
+)
+def test_the_limit_that_a_refusal_names_works(shape, chunks, memory, out_on_disk, tmp_path):
+    m, k, n = shape
+    a = Factor(create_store(tmp_path / "a", (m, k), "float64", chunks=chunks))
+    b = Factor(create_store(tmp_path / "b", (k, n), "float64", chunks=chunks))
+    with pytest.raises(MemoryLimitError) as caught:
+        assert plan("matmul", a, b, memory=memory, out_on_disk=out_on_disk).route
+    enough = str(caught.value).rpartition("; memory='")[2].removesuffix("' is enough")
+    assert parse_bytes(enough) > parse_bytes(memory)
+    assert plan("matmul", a, b, memory=enough, out_on_disk=out_on_disk).route.host_bytes < parse_bytes(enough)
+    with pytest.raises(MemoryLimitError):
+        assert plan("matmul", a, b, memory=int(0.97 * parse_bytes(enough) - 1e6), out_on_disk=out_on_disk).route
+
+
+def test_a_refusal_tells_what_threads_need(tmp_path):
+    a = Factor(create_store(tmp_path / "a", (3001, 3001), "float64", chunks=(1024, 1024)))
+    with pytest.raises(MemoryLimitError, match=r"of 40\.0 MB left, [0-9.]+ MB are needed by reading and writing threads"):
+        assert plan("matmul", a, a, memory="80MB", out_on_disk=True).route
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "complex64", "complex128"])
+@pytest.mark.parametrize("n", [300, 1000, 2000, 5000])
+def test_arrays_in_ram_are_not_streamed_through_the_cpu(n, dtype, monkeypatch):
+    """Whatever rates an audit under load has found; a matrix times its transpose streams half the work."""
+    machine = load_machine(ROOT / "profiles" / "no_gpu.json")
+    rates = [
+        RatePoint(n=64, flops=1e10),
+        RatePoint(n=128, flops=1e11),
+        RatePoint(n=512, flops=1e12),
+        RatePoint(n=1024, flops=1e8),
+    ]
+    cpu = machine.profile.cpu.model_copy(update={"gemm": dict.fromkeys(DTYPES, rates)})
+    noisy = machine.profile.model_copy(update={"cpu": cpu})
+    monkeypatch.setattr("pycauset.solver.execute.load_profile", lambda: noisy)
+    with use_probe(machine):
+        a, b, out = (InRam((n, n), dtype) for _ in range(3))
+        solution = plan("matmul", Factor(a), Factor(b), out=out, thorough=True)
+        assert solution.route.name == "NumPy in core"
+        names = [route.name for route in plan("matmul", Factor(a), Factor(a, "T"), out=out, thorough=True).routes]
+        assert sorted(names) == ["NumPy in core", "streamed NumPy"]
+
+
+@pytest.mark.parametrize(
+    ("n", "dtype", "route"),
+    [
+        (2048, "float64", "CuPy in core"),
+        (4096, "float64", "CuPy in core"),
+        (8192, "float64", "streamed CuPy"),
+        (8192, "float32", "streamed CuPy"),
+        (4096, "complex128", "streamed CuPy"),
+    ],
+)
+def test_staging_costs_a_start(n, dtype, route, monkeypatch):
+    """What was the fastest on that machine, CUDA awake and slabs pinned."""
+    monkeypatch.setattr("pycauset.devices.gpu_is_cold", lambda: False)
+    monkeypatch.setattr("pycauset.devices.kept_pinned_bytes", lambda: 1 << 30)
+    with use_probe(load_machine(ROOT / "profiles" / "h200.json")):
+        a, b, out = (InRam((n, n), dtype) for _ in range(3))
+        assert plan("matmul", Factor(a), Factor(b), out=out, gpu_memory="64GB").route.name == route
 
 
 def test_chunks_larger_than_the_limit_likes_are_read_in_parts(tmp_path):
