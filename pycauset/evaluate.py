@@ -129,7 +129,7 @@ def _run(driver: MapDriver | ReduceDriver, limit: int | None, owner: str, progre
 @contextlib.contextmanager
 def unfinished(store: TileStore) -> Iterator[None]:
     """A finished store is written in place: it looks unfinished until the block ends well."""
-    store.begin_write()
+    store.begin_write(reserve=False)
     try:
         yield
         store.commit()

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from pycauset.errors import DtypeError, ShapeError
-from pycauset.storage.base import Footprint, TileStore, cast_unsafe, element_type
+from pycauset.storage.base import Footprint, TileStore, cast_unsafe, element_type, store_error
+from pycauset.storage.output import set_aside
 from pycauset.tiling import Rect
 
 __all__ = ["ArrayStore", "row_chunks"]
@@ -70,6 +71,7 @@ class ArrayStore(TileStore):
         self.attributes = {}
         if self._file is not None:
             self.path = Path(self._file[0])
+        self._reserved = self._file is None or not self._file[2]
 
     @property
     def array(self) -> NDArray[Any]:
@@ -80,6 +82,8 @@ class ArrayStore(TileStore):
         np.copyto(out, self._array[rect.slices], casting="same_kind")
 
     def _write(self, rect: Rect, data: NDArray[Any]) -> None:
+        if not self._reserved:
+            self._reserve(self._array[rect.slices])
         cast_unsafe(self._array[rect.slices], data)
 
     def view(self, rect: Rect) -> NDArray[Any] | None:
@@ -87,6 +91,31 @@ class ArrayStore(TileStore):
 
     def temporary_bytes(self, shape: tuple[int, int], dtype: DTypeLike) -> int:
         return 0
+
+    def begin_write(self, *, reserve: bool = True) -> None:
+        """Nothing to mark. A writable memory map has its room set aside: writing into a hole of a full disk kills the process."""
+        super().begin_write(reserve=reserve)
+        if reserve and not self._reserved:
+            self._reserve(self._array)
+            self._reserved = True
+
+    def _reserve(self, part: NDArray[Any]) -> None:
+        """Have the file system keep room for a part of a memory map, before anything is written through the mapping."""
+        assert self._file is not None
+        path, shift, _ = self._file
+        if not part.size:
+            return
+        low, high = np.lib.array_utils.byte_bounds(part)
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except (FileNotFoundError, PermissionError):  # it has lost its name, or this user the right to it
+            return
+        except OSError as error:
+            raise store_error(error, f"beginning to write {path}") from error
+        try:
+            set_aside(fd, low + shift, high - low, path, repr(self))
+        finally:
+            os.close(fd)
 
     def commit(self, **attributes: Any) -> None:
         """Nothing to finish: a writable memory map is flushed by its owner."""
@@ -108,7 +137,7 @@ class ArrayStore(TileStore):
         low, high = np.lib.array_utils.byte_bounds(self._array)
         prints: list[Footprint] = [("", low, high)]
         if self._file is not None:
-            path, shift = self._file
+            path, shift, _ = self._file
             prints.append((path, low + shift, high + shift))
         return prints
 
@@ -117,14 +146,14 @@ def _address(array: NDArray[Any]) -> int:
     return int(array.__array_interface__["data"][0])
 
 
-def _mapped_file(array: NDArray[Any]) -> tuple[str, int] | None:
-    """The file behind an array, and what to add to an address to get the offset in it; ``None`` without a file."""
+def _mapped_file(array: NDArray[Any]) -> tuple[str, int, bool] | None:
+    """The file behind an array, what to add to an address to get the offset in it, whether writing changes it; or ``None``."""
     base: Any = array
     while base is not None:
         if isinstance(base, np.memmap) and isinstance(base.base, mmap.mmap):
             if base.filename is None:
                 return None
-            return os.path.realpath(base.filename), int(base.offset) - _address(base)
+            return os.path.realpath(base.filename), int(base.offset) - _address(base), base.mode in ("r+", "w+")
         if isinstance(base, mmap.mmap):
             return None
         base = getattr(base, "base", None)

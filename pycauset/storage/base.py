@@ -153,15 +153,22 @@ def store_error(error: OSError, doing: str) -> StoreError:
 class SharedState:
     """What all stores of one path in this process share: the generation, and locks for partial chunks."""
 
-    __slots__ = ("__weakref__", "generation", "locks", "signature")
+    __slots__ = ("__weakref__", "generation", "incarnation", "locks", "signature")
 
     def __init__(self, signature: Hashable) -> None:
         self.signature = signature
         self.generation = next(_generations)
+        self.incarnation = 0
         self.locks = tuple(threading.Lock() for _ in range(64))
 
     def bump(self) -> None:
         self.generation = next(_generations)
+
+    def replaced(self) -> int:
+        """Note that this process has put another matrix in the path's place; its incarnation, by which older stores know."""
+        self.bump()
+        self.incarnation += 1
+        return self.incarnation
 
 
 _generations: Final = itertools.count(1)
@@ -329,13 +336,20 @@ class TileStore(abc.ABC):
         """While the block runs, keep up to so many bytes from one read to the next: nobody else changes the data meanwhile."""
         return nullcontext()
 
-    def begin_write(self) -> None:
+    def begin_write(self, *, reserve: bool = True) -> None:
         """Make a finished store an output: it stops looking finished, to any reader, until :meth:`commit`.
+
+        Parameters
+        ----------
+        reserve : bool
+            All of it will be written: have the file system keep room for the parts of a file that have taken none so far.
 
         Raises
         ------
         StorePermissionError
             If the store cannot be written.
+        StoreFullError
+            If there is no room; the store is as it was.
         """
         if not self.writable:
             raise StorePermissionError(f"{self} is read-only")

@@ -29,6 +29,7 @@ BOUNCE_BYTES: Final = 4 << 20
 
 _O_DIRECT: Final[int] = getattr(os, "O_DIRECT", 0)
 _IOV_MAX: Final = 1024
+_KEEP_SIZE: Final = 1  # of fallocate(2)
 _CRC_PIECE: Final = 1 << 20  # the checksum holds the GIL: 70 microseconds at a time
 _ZEROS: Final = bytes(_CRC_PIECE)
 _VECTORED: Final = sys.platform == "linux" and ctypes.sizeof(ctypes.c_long) == 8
@@ -290,8 +291,10 @@ def _libc() -> ctypes.CDLL:
 _library: ctypes.CDLL | None = None
 
 
-def preallocate(fd: int, nbytes: int) -> bool:
-    """Have the file system set ``nbytes`` aside for a file; False where it cannot do so without writing them.
+def preallocate(fd: int, nbytes: int, start: int = 0, *, grow: bool = True) -> bool:
+    """Have the file system set ``nbytes`` aside for a file, from ``start`` on; False where it cannot without writing them.
+
+    A shorter file gets that length if it may ``grow``.
 
     ``posix_fallocate`` is avoided: where the file system lacks the call it writes every block, minutes for a large output.
 
@@ -304,7 +307,7 @@ def preallocate(fd: int, nbytes: int) -> bool:
         return True
     if not (_VECTORED and hasattr(_libc(), "fallocate")):
         return False
-    while _libc().fallocate(fd, 0, 0, nbytes) != 0:
+    while _libc().fallocate(fd, 0 if grow else _KEEP_SIZE, start, nbytes) != 0:
         number = ctypes.get_errno()
         if number in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
             return False

@@ -22,10 +22,13 @@ from numpy.typing import DTypeLike, NDArray
 from pycauset.errors import CorruptTileError, PycausetError, ShapeError, StoreError, StoreNotFoundError
 from pycauset.storage.array import row_chunks
 from pycauset.storage.base import Footprint, TileStore, element_type, place, store_error
+from pycauset.storage.held import HeldFolder
 from pycauset.tiling import Rect, ceil_div, pieces, round_up
 
 __all__ = ["ForeignStore", "open_zarr"]
 
+UNFINISHED_ATTRIBUTE: Final = "pycauset_unfinished"
+"""An attribute of a Zarr array of another library while it is being overwritten."""
 _UNIT_BYTES: Final = 8 << 20
 _HDF5_CACHE_BYTES: Final = 1 << 20
 #: Decoded chunks that a store keeps; one that is larger by itself is kept alone, up to the second figure.
@@ -70,9 +73,18 @@ class ForeignStore(TileStore):
         self._lock: AbstractContextManager[Any] = _lock_of(array, self._kind)
         self._write_lock = threading.Lock()
         self._place, self.path = _where(array, self._kind)
-        self.identity = ("file", self._place) if self._place else ("object", id(array))
         self.writable = hasattr(array, "__setitem__") and not _read_only(array, self._kind)
+        self._folder = HeldFolder(os.fspath(self.path)) if self.path is not None and self.path.is_dir() else None
+        inode = self._folder.inode if self._folder is not None else ()
+        self.identity = ("file", self._place, *inode) if self._place else ("object", id(array))
+        self._unfinished = self._folder is not None and bool(array.attrs.get(UNFINISHED_ATTRIBUTE))
+        self._marked = self._changed = False
         self._present = _ChunksPresent(array, self.path) if self._kind == "zarr" and self.path is not None else None
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether it was being overwritten and never finished, as far as it can tell (a Zarr array in a local folder)."""
+        return self._unfinished
 
     def temporary_bytes(self, shape: tuple[int, int], dtype: DTypeLike) -> int:
         """An estimate from above: the libraries do not tell. Zarr holds encoded and decoded chunks beside the result."""
@@ -103,6 +115,8 @@ class ForeignStore(TileStore):
         return math.prod(map(min, self._grain or (0, 0), self.shape)) * self.dtype.itemsize
 
     def _read(self, rect: Rect, out: NDArray[Any]) -> None:
+        if self._unfinished and not self._marked:
+            raise self.unfinished_error()
         for _, _, part in pieces(rect, self.chunks):
             dest = out[part.shift(-rect.r0, -rect.c0).slices]
             around = self._around(part)
@@ -137,9 +151,26 @@ class ForeignStore(TileStore):
         except (PycausetError, MemoryError):
             raise
         except Exception as error:
+            self._check_same(gone=False)  # then that is the reason
             raise self._typed(error, part) from error
+        self._check_same(gone=False)
         if self._present is not None:
             self._present.check(part, self._column)
+
+    def _check_same(self, *, gone: bool = True) -> None:
+        """Refuse to go on in a folder that has taken this array's name; or, unless ``gone`` is False, in none at all."""
+        same = self._folder is None or self.path is None or self._folder.is_at(os.fspath(self.path))
+        if same is False or (same is None and gone):
+            raise StoreNotFoundError(
+                f"{self} was {'replaced' if same is False else 'moved or deleted'} while in use; open it again, and leave it in "
+                "its place until the work is done"
+            )
+
+    def unfinished_error(self) -> StoreError:
+        """What to raise where an array is read that was never finished."""
+        return StoreError(
+            f"{self} was being overwritten and never finished, so its contents are a mixture; make it again, or give it as out="
+        )
 
     def _fetch(self, rect: Rect, dest: NDArray[Any]) -> None:
         index = rect.slices[:1] if self._column else rect.slices
@@ -167,6 +198,8 @@ class ForeignStore(TileStore):
         )
         # Two writers in one chunk of a compressed array would each put back the other's old part.
         alone = contextlib.nullcontext() if aligned and self._grain else self._write_lock
+        self._check_same()
+        self._changed = True
         values = data if data.dtype == self.dtype else data.astype(self.dtype, casting="unsafe")
         try:
             with alone, self._lock:
@@ -177,6 +210,42 @@ class ForeignStore(TileStore):
             raise
         except Exception as error:
             raise self._typed(error, rect) from error
+
+    # --- life of an output: a Zarr array in a local folder says in its attributes that it is unfinished --------------
+
+    def begin_write(self, *, reserve: bool = True) -> None:
+        super().begin_write(reserve=reserve)
+        if self._folder is not None and not self._marked:
+            self._check_same()
+            self._mark(True)
+            self._marked, self._changed = True, False
+
+    def commit(self, **attributes: Any) -> None:
+        if self._marked:
+            self._check_same()
+            self._mark(False)
+            self._marked = self._unfinished = False
+        super().commit(**attributes)
+
+    def discard(self) -> None:
+        if self._marked and self._changed:
+            self._unfinished = True
+        elif self._marked and not self._unfinished:
+            with contextlib.suppress(StoreError):  # nothing was overwritten: the array is as it was
+                self._mark(False)
+        self._marked = False
+
+    def _mark(self, unfinished: bool) -> None:
+        try:
+            if unfinished:
+                self._array.attrs[UNFINISHED_ATTRIBUTE] = True
+            else:
+                del self._array.attrs[UNFINISHED_ATTRIBUTE]
+        except Exception as error:
+            doing = f"writing the attributes of {self}"
+            if isinstance(error, OSError) and error.errno:
+                raise store_error(error, doing) from error
+            raise StoreError(f"{doing} failed: {type(error).__name__}: {error}") from error
 
     def _typed(self, error: Exception, rect: Rect) -> StoreError:
         doing = f"reading or writing rows {rect.r0}:{rect.r1}, columns {rect.c0}:{rect.c1} of {self}"
@@ -222,7 +291,10 @@ def open_zarr(path: str) -> ForeignStore:
         raise store_error(error, f"opening {path}") from error
     except Exception as error:
         raise StoreError(f"the zarr library cannot open {path}: {type(error).__name__}: {error}") from error
-    return ForeignStore(array)
+    found = ForeignStore(array)
+    if found.unfinished:
+        raise found.unfinished_error()
+    return found
 
 
 class _ChunksPresent:

@@ -29,6 +29,7 @@ from pycauset.storage.base import (
 )
 from pycauset.storage.chunkfile import ChunkFormat, Staged, read_chunk, write_chunk
 from pycauset.storage.direct import ALIGNMENT, spare_buffer
+from pycauset.storage.held import HeldFolder
 from pycauset.storage.metadata import ArrayMetadata, check_attributes, fill_value, parse_document
 from pycauset.storage.output import OutputFolder, fsync_folder, resumable_folder, write_durably
 from pycauset.storage.staging import StagingStore, count_stored
@@ -72,9 +73,11 @@ class ZarrStore(StagingStore):
         self._grid = chunk_grid(meta.shape, meta.chunks)
         self._written = bytearray(math.prod(self._grid)) if output is not None else None
         real = os.path.realpath(folder)
-        self.identity = ("file", real)
+        held = HeldFolder(self._root)
+        self.identity = ("file", real, *held.inode)
         signature = None if output else file_signature(self.metadata_path)
         self._state = shared_state(real, signature)
+        self._folder, self._incarnation = held, self._state.incarnation
         self._present = frozenset[str]() if meta.ours or output else frozenset(files_below(self._root))
 
     @classmethod
@@ -194,6 +197,14 @@ class ZarrStore(StagingStore):
 
     def _read(self, rect: Rect, out: NDArray[Any]) -> None:
         self._check_open()
+        try:
+            self._read_pieces(rect, out)
+        except StoreError:
+            self._check_same(gone=False)  # then that is the reason
+            raise
+        self._check_same()  # afterwards: what was read is then known to come from one matrix
+
+    def _read_pieces(self, rect: Rect, out: NDArray[Any]) -> None:
         height, width = self.chunks
         for i, j, part in pieces(rect, self.chunks):
             dest = out[part.r0 - rect.r0 : part.r1 - rect.r0, part.c0 - rect.c0 : part.c1 - rect.c0]
@@ -243,6 +254,7 @@ class ZarrStore(StagingStore):
         if not self._unfinished:
             raise StorePermissionError(f"{self} is finished; call begin_write() before writing to it, and commit() after")
         self._check_open()
+        self._check_same()
         if self.journalled:
             raise StorePermissionError(f"{self} has a journal, which must know of every tile: write by journal.write()")
         kept = False
@@ -282,8 +294,9 @@ class ZarrStore(StagingStore):
 
     # --- life of an output -------------------------------------------------------------------------------------------
 
-    def begin_write(self) -> None:
-        super().begin_write()
+    def begin_write(self, *, reserve: bool = True) -> None:
+        super().begin_write(reserve=reserve)
+        self._check_same(gone=False)
         if self._unfinished:
             self._check_open()
             return
@@ -315,6 +328,7 @@ class ZarrStore(StagingStore):
         """:meth:`commit`, with a call ``before`` anything changes on disk that is given the metadata to be written."""
         check_attributes(attributes)
         self._check_open()
+        self._check_same()
         if self._unfinished:
             self._check_complete()
         elif not self.writable:
@@ -336,6 +350,7 @@ class ZarrStore(StagingStore):
                     os.unlink(os.path.join(self._root, UNFINISHED))
                 self._output.publish()
                 self._root = os.fspath(self._output.target)
+                self._incarnation = self._state.replaced()
                 metadata = os.path.join(self._root, "zarr.json")
             elif self._moved_metadata:
                 os.unlink(os.path.join(self._root, UNFINISHED))

@@ -10,7 +10,6 @@ import contextlib
 import os
 import threading
 import weakref
-from collections.abc import Hashable
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,7 +29,17 @@ from pycauset.errors import (
 from pycauset.storage.array import row_chunks
 from pycauset.storage.base import TileStore, cast_unsafe, element_type, file_signature, place, shared_state, store_error
 from pycauset.storage.direct import BOUNCE_BYTES, DirectFile, bounce_buffer, is_aligned, preallocate, rows_contiguous
-from pycauset.storage.output import check_space, check_target, free_bytes, fsync_folder, full_error, hidden_sibling, lock, sweep
+from pycauset.storage.output import (
+    check_space,
+    check_target,
+    free_bytes,
+    fsync_folder,
+    full_error,
+    hidden_sibling,
+    lock,
+    set_aside,
+    sweep,
+)
 from pycauset.tiling import Rect
 
 __all__ = ["MAGIC", "UNFINISHED_MAGIC", "NpyStore"]
@@ -70,7 +79,9 @@ class NpyStore(TileStore):
         self.identity = ("file", real)
         self._real = real
         self._state = shared_state(real, None if output else file_signature(real))
-        self._inode: Hashable = None
+        self._incarnation = self._state.incarnation
+        self._seen: tuple[int, int, int, int, int] | None = None  # signature of the file when its header was last compared
+        self._header_read = b""
 
     @classmethod
     def open(cls, path: Path) -> NpyStore:
@@ -88,13 +99,15 @@ class NpyStore(TileStore):
                 shape, fortran, stored = reader(file)
                 offset = file.tell()
                 status = os.fstat(file.fileno())
+                file.seek(0)
+                header = file.read(offset)
         except OSError as error:
             raise store_error(error, f"opening {path}") from error
         except Exception as error:  # ValueError, SyntaxError, TokenError, ...: NumPy parses the header as Python
             raise CorruptTileError(f"{path} has a damaged .npy header: {error}") from error
         store = cls(path, shape, stored, fortran=bool(fortran), offset=offset)
-        store._inode = (status.st_dev, status.st_ino)
         store._check_length(status.st_size)
+        store._seen, store._header_read = _signature(status), header[len(MAGIC) :]
         store.writable = os.access(path, os.W_OK)
         return store
 
@@ -151,8 +164,7 @@ class NpyStore(TileStore):
         straight = array.dtype == self._stored and rows_contiguous(array)
         direct = straight and whole_rows and is_aligned(array, start)
         with DirectFile(self._file, os.O_RDONLY if reading else os.O_RDWR, direct=direct) as file:
-            if reading:
-                self._check_same(file)
+            self._check_same(file)
             if straight:
                 self._move(file, rect, array, reading=reading)
                 return
@@ -202,16 +214,29 @@ class NpyStore(TileStore):
             )
 
     def _check_same(self, file: DirectFile) -> None:
+        """The file is the one that was opened: its number may be another's by now, so the length and the header must be too."""
+        if self._seen is None:  # an output under a name of its own
+            return
         status = os.fstat(file.fd)
-        if self._inode is not None and (status.st_dev, status.st_ino) != self._inode:
-            raise StoreNotFoundError(f"{self.path} is not the file that was opened: it was replaced while in use")
-        self._check_length(status.st_size)
+        now = _signature(status)
+        if now == self._seen and self._incarnation == self._state.incarnation:
+            return
+        same = now[:2] == self._seen[:2] and self._incarnation == self._state.incarnation
+        if same:
+            self._check_length(status.st_size)
+        if not same or now[2] != self._seen[2] or _header_of(self._file, self._offset) != self._header_read:
+            raise StoreNotFoundError(
+                f"{self.path} is not the file that was opened ({self.shape[0]} x {self.shape[1]} {self.dtype}): it was replaced "
+                "while in use; open it again, and leave it in its place until the work is done"
+            )
+        self._seen = now  # somebody wrote elements
 
     # --- life of an output -------------------------------------------------------------------------------------------
 
-    def begin_write(self) -> None:
-        super().begin_write()
+    def begin_write(self, *, reserve: bool = True) -> None:
+        super().begin_write(reserve=reserve)
         if self._output is None and not self._marked:
+            self._prepare(reserve)
             self._mark(UNFINISHED_MAGIC)
             self._marked, self._changed = True, False
             self._state.bump()
@@ -230,15 +255,17 @@ class NpyStore(TileStore):
                     f"{self} cannot be finished: at least {self._missing} of its elements were never written; "
                     "write them or discard() the output"
                 )
-            self._output.publish(self._header())
+            header = self._header()
+            self._output.publish(header)
             self._output, self._file = None, os.fspath(self.path or "")
+            self._header_read = header[len(MAGIC) :]
+            self._incarnation = self._state.replaced()
         elif self._marked:
             self._mark(MAGIC)
             self._marked = False
         elif not self.writable:
             raise StorePermissionError(f"{self} is read-only")
-        status = os.stat(self._file)
-        self._inode = (status.st_dev, status.st_ino)
+        self._seen = _signature(os.stat(self._file))
         self._state.signature = file_signature(self._real)
         self.attributes.update(attributes)
 
@@ -250,6 +277,18 @@ class NpyStore(TileStore):
             with contextlib.suppress(StoreError):  # nothing was overwritten: the matrix is as it was
                 self._mark(MAGIC)
         self._marked = False
+
+    def _prepare(self, reserve: bool) -> None:
+        """Before a file becomes an output: it is the one that was opened, and has room for what is to be written."""
+        try:
+            with DirectFile(self._file, os.O_RDWR, direct=False) as file:
+                self._check_same(file)
+                if reserve:
+                    set_aside(file.fd, 0, self._offset + self.nbytes, os.fspath(self.path or ""), repr(self))
+        except StoreError:
+            raise
+        except OSError as error:
+            raise store_error(error, f"beginning to write {self.path}") from error
 
     def _mark(self, magic: bytes) -> None:
         try:
@@ -315,6 +354,15 @@ class _OutputFile:
 
     def discard(self) -> None:
         self._finalizer()
+
+
+def _signature(status: os.stat_result) -> tuple[int, int, int, int, int]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _header_of(path: str, length: int) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(length)[len(MAGIC) :]
 
 
 def _rename_new(path: str, target: Path) -> None:

@@ -14,6 +14,7 @@ import errno
 import fcntl
 import os
 import shutil
+import stat
 import threading
 import time
 import weakref
@@ -34,6 +35,7 @@ __all__ = [
     "fsync_folder",
     "journal_path",
     "resumable_folder",
+    "set_aside",
     "sweep",
     "write_durably",
 ]
@@ -61,6 +63,33 @@ def full_error(folder: str, needed: int, free: int, what: str) -> StoreFullError
         f"{what} needs {format_bytes(needed)} ({needed} bytes), but {folder} has {format_bytes(free)} ({free} bytes) free; "
         "free some space or choose another file system"
     )
+
+
+def set_aside(fd: int, start: int, nbytes: int, path: str, what: str) -> None:
+    """Have the file system keep room for bytes of a file that is there, which may have holes; nothing that is in it changes.
+
+    Where the file system cannot do so, it must at least have as much room as the file lacks.
+
+    Raises
+    ------
+    StoreFullError
+        If it has no room.
+    """
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode):
+        return
+    folder = os.path.dirname(os.path.abspath(path))
+    missing = max(0, min(nbytes, start + nbytes - status.st_blocks * 512))
+    try:
+        if not preallocate(fd, nbytes, start, grow=False):
+            check_space(folder, missing, what)
+    except StoreError:
+        raise
+    except OSError as error:
+        typed = store_error(error, f"setting {nbytes} bytes aside for {path}")
+        if isinstance(typed, StoreFullError):
+            raise full_error(folder, missing, free_bytes(folder), what) from error
+        raise typed from error
 
 
 def check_target(path: Path, overwrite: bool) -> None:
@@ -186,7 +215,8 @@ class Reserve:
     """
 
     def __init__(self, folder: str, nbytes: int, what: str) -> None:
-        check_space(folder, nbytes, what)
+        around = os.path.dirname(folder)  # in messages: the hidden folder itself is nothing to the user
+        check_space(around, nbytes, what)
         self._path = os.path.join(folder, RESERVE_NAME)
         self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         lock(self._fd)
@@ -199,9 +229,9 @@ class Reserve:
             free = free_bytes(folder)
             self._left = 0
             self.close()
-            typed = store_error(error, f"setting {nbytes} bytes aside in {folder}")
+            typed = store_error(error, f"setting {nbytes} bytes aside in {around}")
             if isinstance(typed, StoreFullError):
-                raise full_error(folder, nbytes, free, what) from error
+                raise full_error(around, nbytes, free, what) from error
             raise typed from error
 
     @property

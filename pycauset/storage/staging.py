@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
-from pycauset.errors import DtypeError, ShapeError, StoreError, StoreFullError
+from pycauset.errors import DtypeError, ShapeError, StoreError, StoreFullError, StoreNotFoundError
 from pycauset.storage.base import SharedState, TileStore, element_type, store_error, stored_chunk
 from pycauset.storage.chunkfile import ChunkFormat, Staged, chunk_checksum, stage_chunk
 from pycauset.storage.direct import ALIGNMENT
+from pycauset.storage.held import HeldFolder
 from pycauset.storage.metadata import ArrayMetadata
 from pycauset.storage.output import OutputFolder
 from pycauset.tiling import Rect, pieces, round_up
@@ -50,6 +51,8 @@ class StagingStore(TileStore):
     _meta: ArrayMetadata
     _form: ChunkFormat
     _root: str
+    _folder: HeldFolder
+    _incarnation: int
     _grid: tuple[int, int]
     _state: SharedState
     _output: OutputFolder | None
@@ -66,6 +69,19 @@ class StagingStore(TileStore):
                 f"{self} is unfinished, a mixture of old and new tiles; run the call that was writing it again: "
                 "it goes on where its journal ends"
             )
+
+    def _check_same(self, *, gone: bool = True) -> None:
+        """Refuse to go on in a folder that has taken this one's name; or, unless ``gone`` is False, in none at all."""
+        if self._output is not None:  # nobody else knows its name yet
+            return
+        same = self._folder.is_at(self._root) and self._incarnation == self._state.incarnation
+        if same or (same is None and not gone):
+            return
+        what = "moved or deleted" if same is None else "replaced"
+        raise StoreNotFoundError(
+            f"the matrix {self.path} ({self.shape[0]} x {self.shape[1]} {self.dtype}) was {what} while in use; "
+            "open it again, and leave it in its place until the work is done"
+        )
 
     def chunk_rect(self, i: int, j: int) -> Rect:
         """The elements of a chunk."""
@@ -101,6 +117,7 @@ class StagingStore(TileStore):
         """Write whole chunks beside their places; :meth:`show` lets readers see them there. Any number of threads may do so."""
         self._check(part, data, "data")
         self._check_open()
+        self._check_same()
         element_type(data.dtype, "data")
         if data.dtype.kind == "c" and self.dtype.kind != "c":
             raise DtypeError(f"{data.dtype} data cannot be written to {self}: the imaginary part would be lost; take .real first")
