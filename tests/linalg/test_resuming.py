@@ -90,6 +90,21 @@ def test_sigterm_suspends(tmp_path: Path) -> None:
     assert names(tmp_path) == {"a.zarr", "l.zarr"}
 
 
+def test_a_second_one_at_the_same_output_is_refused(tmp_path: Path) -> None:
+    matrix = on_disk(spd(300, "float64", np.random.default_rng()), tmp_path / "a.zarr")
+    refused = []
+
+    def meanwhile(done: float, total: float) -> None:
+        if not refused:
+            with pytest.raises(errors.JournalBusyError) as caught:
+                cholesky(matrix, out=tmp_path / "l.zarr", memory=MEMORY)
+            refused.append(caught.value)
+
+    factor = cholesky(matrix, out=tmp_path / "l.zarr", memory=MEMORY, progress=meanwhile)
+    assert refused
+    assert np.allclose(factor, np.linalg.cholesky(matrix.to_numpy()))
+
+
 def test_what_has_changed_is_refused(tmp_path: Path) -> None:
     rng = np.random.default_rng()
     a = spd(300, "float64", rng)

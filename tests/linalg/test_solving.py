@@ -16,7 +16,7 @@ from pycauset.solver import last_statistics
 from pycauset.storage import create_store
 from tests.linalg.cases import DTYPES, PLACES, lay, norm1, on_disk, poisoned, random, solve_ratio, spd, triangular, wide
 
-OPS = {"N": lambda a: a, "T": lambda a: a.T, "C": lambda a: a.conj().T, 0: lambda a: a, 1: lambda a: a.T, 2: lambda a: a.conj().T}
+OPS = {"N": lambda a: a, "T": lambda a: a.T, "C": lambda a: a.conj().T}
 
 
 @pytest.mark.parametrize("lower", [True, False], ids=["lower", "upper"])
@@ -26,7 +26,7 @@ def test_triangular_systems(tmp_path: Path, dtype: str, place: str, lower: bool)
     """Every operation on every view; the triangle that is not named holds NaN, and so does a unit diagonal."""
     rng = np.random.default_rng()
     t = triangular(77, dtype, lower, rng)
-    b = random((77, 45), dtype, rng)
+    b = random((77, 35), dtype, rng)
     trap = poisoned(t, lower)
     plain = lay(trap, place, tmp_path, lower=lower)
     right = lay(b, "disk" if "disk" in place else place if place != "one triangle" else "ram", tmp_path, name="b")
@@ -34,8 +34,7 @@ def test_triangular_systems(tmp_path: Path, dtype: str, place: str, lower: bool)
         x = solve_triangular(plain, right, trans, lower)
         assert x.dtype == t.dtype
         assert solve_ratio(op(t), x, b) < 30
-    x = solve_triangular(plain, right, 2, lower, memory="64MB", out=tmp_path / "x.zarr")
-    assert solve_ratio(t.conj().T, x, b) < 30
+    solve_triangular(plain, right, 2, lower, memory="64MB", out=tmp_path / "x.zarr")
     assert solve_ratio(t.conj().T, pycauset.open(tmp_path / "x.zarr"), b) < 30
     np.fill_diagonal(trap, np.nan)
     unit = lay(trap, place, tmp_path, lower=lower)
@@ -64,6 +63,12 @@ def test_streamed_through_little_memory(tmp_path: Path, dtype: str, lower: bool)
         assert solve_ratio(OPS[trans](t), x, b) < 30
     assert solve_triangular(place, right, "N", lower, overwrite_b=True, memory="64MB") is right
     assert solve_ratio(t, pycauset.open(tmp_path / "b.zarr"), b) < 30
+
+
+def test_scipys_numbers_for_operations() -> None:
+    t, b = triangular(9, "complex128", True, np.random.default_rng()), np.ones(9)
+    for number, name in enumerate("NTC"):
+        assert np.array_equal(solve_triangular(t, b, number, True), solve_triangular(t, b, name, True))
 
 
 def test_properties_tell_the_triangle() -> None:
