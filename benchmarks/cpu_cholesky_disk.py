@@ -106,10 +106,9 @@ def compare(report: Report, folder: Path, options: argparse.Namespace) -> None:
     warm_up()
     in_ram()
     samples: dict[str, list[float]] = {name: [] for name in calls}
-    for at in range(options.repeats):
+    for _ in range(options.repeats):
         for name, call in calls.items():
-            if at == 0 or not name.startswith("dask"):  # dask is far off: once is enough
-                samples[name].append(call())
+            samples[name].append(call())
     for name, values in samples.items():
         report.figure(name, f"{Sample(tuple(values))}, {format_flops(float(n) ** 3 / 3 / float(np.median(values)))}")
     exact = CovarianceStore(1, n, "float64")
