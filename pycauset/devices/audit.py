@@ -2,7 +2,7 @@
 
 `load_profile` is what everybody calls. `measure` runs the benchmarks of `audit_cpu`, `audit_disk` and `audit_gpu`, each
 inside a time budget: about 1.5 s for processor and disk, and 1.2 s more for a GPU. It prints nothing and leaves nothing
-behind but the profile.
+behind but the profile. A profile that was disturbed by other processes serves this one and is not remembered.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def measure(
     PycausetWarning
         If the GPU answers the probe but fails its benchmarks; the profile then has no GPU.
     """
-    profile, problem = _measure(current_probe(), folder or scratch_folder(), cpu_seconds, disk_seconds, gpu_seconds)
+    profile, problem, _ = _measure(current_probe(), folder or scratch_folder(), cpu_seconds, disk_seconds, gpu_seconds)
     if problem:
         warnings.warn(problem, PycausetWarning, stacklevel=2)
     return profile
@@ -122,10 +122,12 @@ def _load(probe: Probe, folder: Path, path: Path, force: bool) -> tuple[Hardware
         # Only the scratch folder has moved to another disk, or has become writable.
         profile = profile.model_copy(update={"disk": measure_disk(folder, now, seconds=_DISK_SECONDS)})
     else:
-        profile, problem = _measure(probe, folder, _CPU_SECONDS, _DISK_SECONDS, _GPU_SECONDS)
+        profile, problem, steady = _measure(probe, folder, _CPU_SECONDS, _DISK_SECONDS, _GPU_SECONDS)
         if problem:
             # A GPU that failed today may work tomorrow: such a profile is not kept beyond this process.
             return profile, [*problems, problem]
+        if not steady:  # nor may a busy minute decide for years
+            return profile, problems
     reason = cache.write_profile(path, profile)
     if reason:
         problems.append(f"the hardware profile {str(path)!r} was not stored, so the next process measures again: {reason}")
@@ -134,13 +136,14 @@ def _load(probe: Probe, folder: Path, path: Path, force: bool) -> tuple[Hardware
 
 def _measure(
     probe: Probe, folder: Path, cpu_seconds: float, disk_seconds: float, gpu_seconds: float
-) -> tuple[HardwareProfile, str | None]:
+) -> tuple[HardwareProfile, str | None, bool]:
+    """The profile, what is wrong with the GPU, and whether nobody else used the processor."""
     described = probe.measured()
     if described is not None:
-        return described, None
+        return described, None, True
     memory = probe.memory_state()
     begin = time.perf_counter()
-    cpu = measure_cpu(probe.cpu_info(), memory.free, seconds=cpu_seconds)
+    cpu, steady = measure_cpu(probe.cpu_info(), memory.free, seconds=cpu_seconds)
     disk = measure_disk(folder, probe.disk_info(folder), seconds=disk_seconds)
     spent = time.perf_counter() - begin
     gpu: GpuProfile | None = None
@@ -154,7 +157,7 @@ def _measure(
             problem = f"{info.name} failed its benchmarks and is not used: {type(error).__name__}: {error}"
         else:
             spent += time.perf_counter() - begin - gpu.start_seconds
-    return HardwareProfile(
+    profile = HardwareProfile(
         fingerprint=fingerprint(probe),
         measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
         audit_seconds=max(spent, 0.0),
@@ -162,4 +165,5 @@ def _measure(
         gpu=gpu,
         disk=disk,
         ram_total=memory.total,
-    ), problem
+    )
+    return profile, problem, steady

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
@@ -21,9 +21,16 @@ _SMALLEST_BUFFER: Final = 2**20  # three complex128 matrices of order 128
 _BLOCK: Final = 2**20
 _COPIES: Final = 16  # threads; memory is saturated by fewer
 
+#: Least part of the best rate of smaller sizes, and of what another element type lets expect, that a rate is believed with.
+_BELIEVED: Final = 0.5
+_BELIEVED_OF_ANOTHER: Final = 0.25
+#: Rates that fall below this part of the best are not worth keeping beyond the process.
+_STEADY: Final = 0.7
+_LEAST_START: Final = 1 / 16
 
-def measure_cpu(info: CpuInfo, free: int, *, seconds: float) -> CpuProfile:
-    """Measure the processor in about ``seconds``.
+
+def measure_cpu(info: CpuInfo, free: int, *, seconds: float) -> tuple[CpuProfile, bool]:
+    """Measure the processor in about ``seconds``, and tell whether it was ours alone: whether no rate fell as sizes grew.
 
     Parameters
     ----------
@@ -41,12 +48,18 @@ def measure_cpu(info: CpuInfo, free: int, *, seconds: float) -> CpuProfile:
     copied_all = _copy_all(buffer, min(info.cores, _COPIES), 0.04 * seconds)
     end = time.perf_counter() + 0.7 * seconds
     gemm: dict[str, list[RatePoint]] = {}
+    steady, expected = True, dict[int, float]()
     for done, name in enumerate(DTYPES):
         # What one element type leaves over goes to those that follow.
         share = max(0.0, end - time.perf_counter()) / (len(DTYPES) - done)
-        gemm[name] = _gemm_rates(name, buffer, share)
+        gemm[name], undisturbed = _gemm_rates(name, buffer, share, expected)
+        steady &= undisturbed
+        expected = _expected(gemm[name], name, DTYPES[(done + 1) % len(DTYPES)])
+    first = DTYPES[0]  # it had nothing to be compared with
+    if any(point.flops < expected.get(point.n, 0.0) * _BELIEVED_OF_ANOTHER for point in gemm[first]):
+        gemm[first], steady = _gemm_rates(first, buffer, 0.1 * seconds, expected)[0], False
     one_thread = half / copied
-    return CpuProfile(
+    profile = CpuProfile(
         name=info.name,
         cores=info.cores,
         gemm=gemm,  # type: ignore[arg-type]  # its keys are DTYPES
@@ -55,6 +68,7 @@ def measure_cpu(info: CpuInfo, free: int, *, seconds: float) -> CpuProfile:
         first_touch_bandwidth=touched,
         call_seconds=call,
     )
+    return profile, steady
 
 
 def noise(nbytes: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -143,32 +157,59 @@ def _copy_all(buffer: np.ndarray[Any, np.dtype[np.uint8]], threads: int, budget:
         return half / repeat_seconds(lambda: list(pool.map(copy, spans)), budget, most=5)
 
 
-def _gemm_rates(name: str, buffer: np.ndarray[Any, np.dtype[np.uint8]], budget: float) -> list[RatePoint]:
-    """Rates of ``np.matmul`` from small sizes to large ones, until the next would overrun the budget."""
+def _multiply(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any], out: np.ndarray[Any, Any]) -> None:
+    np.matmul(a, b, out=out)
+
+
+def _expected(points: Sequence[RatePoint], name: str, other: str) -> dict[int, float]:
+    """What these rates let another element type expect: half in double precision, the same for complex products as for real."""
+    before, after = (np.dtype(t).itemsize // (2 if np.dtype(t).kind == "c" else 1) for t in (name, other))
+    return {point.n: point.flops * before / after for point in points}
+
+
+def _gemm_rates(
+    name: str, buffer: np.ndarray[Any, np.dtype[np.uint8]], budget: float, expected: Mapping[int, float]
+) -> tuple[list[RatePoint], bool]:
+    """Rates of ``np.matmul`` from small sizes to large ones, until the next would overrun the budget; whether they are steady.
+
+    Rates rise with the size, up to a plateau. Where other processes use the cores, each product can wait milliseconds for a
+    thread of the library: such a point, below half of the best before it or a quarter of what another element type lets
+    expect, is not believed, and the rate of the size before it takes its place. Larger sizes still get their turn.
+    """
     dtype = np.dtype(name)
     third = len(buffer) // 3 // 64 * 64
     thirds = [buffer[i * third : (i + 1) * third].view(dtype) for i in range(3)]  # the output is never an operand
     largest = largest_order(len(buffer), dtype.itemsize)
     end = time.perf_counter() + budget
-    points: list[RatePoint] = []
-    taken: list[float] = []
+    sizes: list[int] = []
+    rates: list[float] = []
+    steady = True
     for n in _SIZES:
         flops = gemm_flops(dtype, n, n, n)
         left = end - time.perf_counter()
-        if points and (n > largest or flops / points[-1].flops > left):
+        if rates and (n > largest or flops / rates[-1] > left):
             break
         a, b, out = (part[: n * n].reshape(n, n) for part in thirds)
 
         def multiply(a: Any = a, b: Any = b, out: Any = out) -> None:
-            np.matmul(a, b, out=out)
+            _multiply(a, b, out)
 
-        if n <= 256 or not points:
+        if n <= 256 or not rates:
             multiply()  # wakes the library's threads; larger products find them awake
         window = max(0.0, min(left / 8, 5e-3 if n <= 256 else left))
-        seconds = repeat_seconds(multiply, window, most=400, least=3 if n <= 512 else 1)
-        if points and flops / seconds < points[-1].flops / 2:
-            # Rates rise with n. Somebody else had the cores for a moment: ask once more.
-            seconds = min(seconds, repeat_seconds(multiply, window, most=400))
-        points.append(RatePoint(n=n, flops=flops / seconds))
-        taken.append(seconds)
-    return [RatePoint(n=p.n, flops=gemm_flops(dtype, p.n, p.n, p.n) / s) for p, s in zip(points, growing(taken), strict=True)]
+        best = max(rates, default=0.0)
+        least = max(best * _BELIEVED, expected.get(n, 0.0) * _BELIEVED_OF_ANOTHER)
+        rate = flops / repeat_seconds(multiply, window, most=400, least=3 if n <= 512 else 1)
+        if rate < least:  # somebody else had the cores for a moment: ask once more
+            rate = max(rate, flops / repeat_seconds(multiply, window, most=400))
+        if rate < max(least, best * _STEADY):
+            steady = False
+        if rate < least:
+            rate = rates[-1] if rates else expected[n]
+        sizes.append(n)
+        rates.append(rate)
+    for i in range(len(rates) - 2, -1, -1):
+        if rates[i] < rates[i + 1] * _LEAST_START:  # the first sizes have nothing before them to be compared with
+            rates[i], steady = rates[i + 1] * _LEAST_START, False
+    taken = growing([gemm_flops(dtype, n, n, n) / rate for n, rate in zip(sizes, rates, strict=True)])
+    return [RatePoint(n=n, flops=gemm_flops(dtype, n, n, n) / s) for n, s in zip(sizes, taken, strict=True)], steady

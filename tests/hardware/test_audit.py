@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pycauset.devices import audit, audit_cpu, audit_disk
-from pycauset.hardware import DTYPES, HardwareProfile, probe
+from pycauset.hardware import DTYPES, CpuProfile, HardwareProfile, gemm_flops, probe
 
 INFO = probe.CpuInfo("test", 2, "avx2")
 
@@ -32,12 +34,74 @@ def test_any_budget_gives_a_complete_profile(tmp_path: Path, capfd: pytest.Captu
 
 
 def test_a_small_machine_uses_little_memory() -> None:
-    profile = audit_cpu.measure_cpu(INFO, 0, seconds=10.0)  # the buffer's floor, 1 MiB, ends it long before the budget
+    profile, _ = audit_cpu.measure_cpu(INFO, 0, seconds=10.0)  # the buffer's floor, 1 MiB, ends it long before the budget
     for name in DTYPES:
         points = profile.gemm[name]
         assert points[0].n == 64
         assert 3 * points[-1].n ** 2 * np.dtype(name).itemsize <= 2**20
         assert points[-1].n >= 128
+
+
+class Processor:
+    """A clock that products move on: at the rates of a processor with 16 cores, or stalled for milliseconds."""
+
+    def __init__(self, stalls: Callable[[str, int], float]) -> None:
+        self.now, self.stalls = 0.0, stalls
+
+    def perf_counter(self) -> float:
+        self.now += 3e-7
+        return self.now
+
+    @staticmethod
+    def rate(dtype: str, n: int) -> float:
+        return (2e12 if dtype in ("float32", "complex64") else 1e12) * n / (n + 300)
+
+    def multiply(self, a: Any, b: Any, out: Any) -> None:
+        n, dtype = len(a), a.dtype.name
+        self.now += gemm_flops(dtype, n, n, n) / self.rate(dtype, n) + self.stalls(dtype, n)
+
+
+def audited(monkeypatch: pytest.MonkeyPatch, stalls: Callable[[str, int], float]) -> tuple[CpuProfile, bool]:
+    processor = Processor(stalls)
+    monkeypatch.setattr(audit_cpu, "time", processor)
+    monkeypatch.setattr(audit_cpu, "_multiply", processor.multiply)
+    for name in ("_call_seconds", "_copy_all"):
+        monkeypatch.setattr(audit_cpu, name, lambda *_: 1e-6)
+    return audit_cpu.measure_cpu(INFO, 10**9, seconds=1.1)
+
+
+def test_a_processor_of_our_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    profile, steady = audited(monkeypatch, lambda dtype, n: 0.0)
+    assert steady
+    for name in DTYPES:
+        assert profile.gemm[name][-1].n >= 1024
+        for point in profile.gemm[name]:
+            assert point.flops == pytest.approx(Processor.rate(name, point.n), rel=0.3)
+
+
+@pytest.mark.parametrize(
+    "stalled",
+    [
+        lambda dtype, n: n == 96,
+        lambda dtype, n: n in (128, 192, 256),
+        lambda dtype, n: n >= 192,
+        lambda dtype, n: dtype == "float64",
+        lambda dtype, n: dtype == "float32" and n <= 128,
+        lambda dtype, n: dtype.startswith("complex") and n == 64,
+        lambda dtype, n: n == 2048 and dtype == "float32",
+    ],
+)
+def test_rates_of_a_busy_machine_are_not_believed(monkeypatch: pytest.MonkeyPatch, stalled: Callable[[str, int], bool]) -> None:
+    """A library's threads that wait for a core make a small product take milliseconds: 100 to 1000 times too long."""
+    profile, steady = audited(monkeypatch, lambda dtype, n: 0.02 if stalled(dtype, n) else 0.0)
+    assert not steady
+    for name in DTYPES:
+        points = profile.gemm[name]
+        assert all(a.flops <= b.flops * 1.001 for a, b in itertools.pairwise(points))
+        for point in points:
+            assert Processor.rate(name, point.n) / 16 < point.flops < 4 * Processor.rate(name, point.n)
+        if not any(stalled(name, n) for n in (64, 256)):
+            assert points[-1].n > 256, "a stall ends the table"
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

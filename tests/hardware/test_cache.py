@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 from pycauset import config
-from pycauset.devices import audit
+from pycauset.devices import audit, audit_cpu
 from pycauset.errors import PycausetWarning
-from pycauset.hardware import HardwareProfile, cache, load_machine, probe
+from pycauset.hardware import CpuProfile, HardwareProfile, cache, load_machine, probe
 
 PROFILES = Path(__file__).parents[2] / "profiles"
 PROFILE = load_machine(PROFILES / "no_gpu.json").profile
@@ -32,12 +32,18 @@ class Machine(probe.MachineProbe):
         return None
 
 
+def undisturbed(*arguments: Any, **options: Any) -> tuple[CpuProfile, bool]:
+    """Whatever else this machine is doing while tests run."""
+    return audit_cpu.measure_cpu(*arguments, **options)[0], True
+
+
 @pytest.fixture
 def path(tmp_path: Path) -> Iterator[Path]:
     """Where the profile is cached; measuring takes next to no time."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("_CPU_SECONDS", "_DISK_SECONDS", "_GPU_SECONDS"):
             patch.setattr(audit, name, 0.0)
+        patch.setattr(audit, "measure_cpu", undisturbed)
         patch.setenv("PYCAUSET_HOME", str(tmp_path / "home"))
         patch.setenv("PYCAUSET_SCRATCH", str(tmp_path))
         with probe.use_probe(Machine()):
@@ -87,6 +93,21 @@ def test_the_second_process_measures_nothing(path: Path, measurements: list[int]
     with another_process():
         assert audit.load_profile() == first
     assert len(measurements) == 1
+
+
+def test_a_disturbed_measurement_is_not_remembered(path: Path, measurements: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audit, "measure_cpu", lambda *a, **k: (undisturbed(*a, **k)[0], False))
+    with another_process():
+        first = audit.load_profile()
+        assert audit.load_profile() is first
+    assert len(measurements) == 1
+    assert not path.exists()
+    monkeypatch.setattr(audit, "measure_cpu", undisturbed)
+    for _ in range(2):
+        with another_process():
+            audit.load_profile()
+    assert len(measurements) == 2
+    assert path.exists()
 
 
 def test_force_measures_again(path: Path, measurements: list[int]) -> None:
