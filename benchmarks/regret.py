@@ -1,11 +1,13 @@
 """The model's regret: time of the route that the solver chooses over the time of the best route.
 
 Square products of arrays in RAM, from 64 to 8192 (4096 without a GPU), in all four element types, through
-``solver.multiply`` as users reach it: planning is in every time. Every route that can run does, whatever the model thinks
-of it: in core and streamed on each device, and ``np.matmul`` itself where the solver leaves small products to it. Each
-route runs once to warm up. Then the solver is asked which one it would take, in the situation that is measured: CUDA is
-awake and pinned memory that earlier runs left is there, as for the second product of any process. Times are medians of at
-least five rounds in which the routes take turns; a route that took over four times as long as the best, twice in a row,
+``solver.multiply`` as users reach it: planning is in every time. The routes are those in core and streamed on each device,
+and ``np.matmul`` itself where the solver leaves small products to it; only what would take over 50 ms and is predicted to
+take over ten times as long as the best is not run. Each route runs once to warm up. Then the solver is asked which one it
+would take, in the situation that is measured: CUDA is awake and pinned memory that earlier runs left is there, as for the
+second product of any process. Times are medians of at least five rounds in which the routes take turns. Each sample is a
+call in a process at work: right before it the same route runs once more, not timed, so that the threads of its library
+are awake (from sleep they take milliseconds). A route that took over four times as long as the best, twice in a row,
 cannot be the best and is left out of the rounds, unless it is the chosen one. Each route's prediction stands beside it.
 """
 
@@ -29,7 +31,9 @@ DTYPES = ("float32", "float64", "complex64", "complex128")
 SIZES = (64, 128, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 8192)
 DIRECT = "np.matmul"
 _CLEARLY_SLOWER = 4.0
-#: NumPy's and SciPy's BLAS have threads of their own, which spin for some 20 ms after a call and slow down the next route.
+_NOT_WORTH_RUNNING, _CHEAP = 10.0, 0.05
+#: NumPy's and SciPy's BLAS have threads of their own, which spin for some 20 ms after a call and slow down the next route:
+#: routes are this far apart. Between the untimed call of a route and the timed one there is no pause.
 _PAUSE = 0.025
 
 
@@ -46,8 +50,8 @@ class Problem:
         self.out = as_store(self.result)
 
     def _random(self, rng: np.random.Generator) -> Any:
-        array = rng.random((self.n, self.n), np.float32).astype(self.dtype)
-        return np.ascontiguousarray(array + 1j * array.T) if self.dtype.kind == "c" else array
+        real = np.empty(0, self.dtype).real.dtype
+        return rng.random((self.n, self.n * self.dtype.itemsize // real.itemsize), real).view(self.dtype)
 
     def solution(self) -> SolverPlan:
         """What the solver knows about every route, now."""
@@ -57,8 +61,9 @@ class Problem:
         calls: dict[str, Callable[[], object]] = {}
         if is_small(self.n, self.n, self.n):
             calls[DIRECT] = lambda: np.matmul(self.arrays[0], self.arrays[1], out=self.result)
-        for route in self.solution().routes:
-            if not route.refused:
+        possible = [route for route in self.solution().routes if not route.refused]
+        for route in possible:
+            if route.seconds <= max(_CHEAP, _NOT_WORTH_RUNNING * possible[0].seconds):
                 calls[route.name] = lambda name=route.name: multiply(self.a, self.b, out=self.out, route=name, progress=False)
         return calls
 
@@ -70,7 +75,9 @@ class Problem:
 
 
 def timed(call: Callable[[], object], times: int = 1) -> float:
+    """Seconds of a call while its library's threads are awake."""
     time.sleep(_PAUSE)
+    call()
     start = time.perf_counter()
     for _ in range(times):
         call()
