@@ -118,6 +118,9 @@ def eye(n: int, m: int | None = None, dtype: DTypeLike = np.float64) -> Matrix:
     >>> eye(2).to_numpy().tolist(), eye(3).properties.is_orthogonal
     ([[1.0, 0.0], [0.0, 1.0]], True)
     """
+    for name, side in (("n", n), ("m", n if m is None else m)):
+        if not isinstance(side, (int, np.integer)):
+            raise ShapeError(f"eye: {name} is {side!r}; it must be an integer, 0 or more")
     size = _checked_shape((n, n if m is None else m))
     element = element_type(dtype, "the matrix")
 
@@ -173,7 +176,10 @@ def random(
         raise DtypeError(f"random numbers of {element} are not there; use float32, float64, complex64, complex128 or bool")
     if distribution not in ("uniform", "normal"):
         raise ConfigError(f"distribution is {distribution!r}; it must be 'uniform' or 'normal'")
-    key = secrets.randbits(64) if seed is None else operator.index(seed)
+    try:
+        key = secrets.randbits(64) if seed is None else operator.index(seed)
+    except TypeError:
+        raise ConfigError(f"seed is {seed!r}; it must be an integer between 0 and 2**64 - 1, or None") from None
     if not 0 <= key < 1 << 64:
         raise ConfigError(f"seed is {seed}; it must be between 0 and 2**64 - 1")
     # The cells depend on the shape alone, never on tiles; a narrow matrix has tall cells, so that one row costs little.

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from pycauset import config
-from pycauset.errors import BackendError, DtypeError, PycausetWarning, ShapeError
+from pycauset.errors import BackendError, DtypeError, MemoryLimitError, PycausetWarning, ShapeError
 from pycauset.hardware import probe
 from pycauset.hardware.probe import GpuInfo
 from pycauset.units import format_bytes
@@ -295,6 +295,8 @@ def pinned_empty(shape: int | Sequence[int], dtype: npt.DTypeLike = np.float64) 
         If a size is negative or no integer.
     DtypeError
         If the dtype is unknown or holds Python objects.
+    MemoryLimitError
+        If there is not so much memory.
 
     Warns
     -----
@@ -325,7 +327,13 @@ def pinned_empty(shape: int | Sequence[int], dtype: npt.DTypeLike = np.float64) 
     nbytes = math.prod(sizes) * element.itemsize
     buffer = _pinned(nbytes) if nbytes else None
     if buffer is None:
-        raw = np.empty(nbytes + _PAGE, np.uint8)
+        try:
+            raw = np.empty(nbytes + _PAGE, np.uint8)
+        except (MemoryError, ValueError, OverflowError):  # no memory, or more than an address can count
+            raise MemoryLimitError(
+                f"pinned_empty: an array of shape {sizes} of {element} takes {format_bytes(nbytes)} ({nbytes} bytes), and the "
+                "system does not give so much memory; make it smaller"
+            ) from None
         skip = -raw.ctypes.data % _PAGE
         buffer = raw[skip : skip + nbytes]
     return buffer.view(element).reshape(sizes)

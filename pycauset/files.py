@@ -6,8 +6,10 @@ import os
 from typing import Any
 
 from pycauset import operations
+from pycauset.errors import StoreError, StoreNotFoundError
 from pycauset.matrix import Matrix, asmatrix
-from pycauset.storage import create_store, open_store
+from pycauset.storage import ArrayStore, ForeignStore, NpyStore, ZarrStore, create_store, open_store, path_text
+from pycauset.storage.scratch import is_scratch
 
 __all__ = ["open", "save"]
 
@@ -24,7 +26,9 @@ def open(path: str | os.PathLike[str]) -> Matrix:
     StoreNotFoundError, CorruptTileError, StoreError
         If nothing is there, it is damaged or unfinished, or of another kind.
     ShapeError, DtypeError
-        If it has more than two dimensions, or elements that are no numbers.
+        If it has more than two dimensions, or elements that are no numbers; or if ``path`` is no path.
+    ConfigError
+        If no file can have such a name.
 
     Examples
     --------
@@ -43,7 +47,8 @@ def save(
     """Write a matrix to disk, tile by tile: a Zarr v3 folder, or a ``.npy`` file by its suffix.
 
     A matrix claimed to be triangular, symmetric, Hermitian or skew-symmetric is stored as one triangle in a Zarr folder.
-    The claims are stored with it.
+    The claims are stored with it. A ``.npy`` file holds all elements and no claims: nothing is known of the matrix when it is
+    opened again.
 
     Parameters
     ----------
@@ -61,6 +66,8 @@ def save(
     ------
     StoreExistsError, StoreNotFoundError, StorePermissionError, StoreFullError
         If the path is taken, its folder missing or not writable, or the file system too full.
+    DtypeError, ConfigError
+        If ``path`` is no path, or names a kind of file that is not written.
 
     Examples
     --------
@@ -70,11 +77,12 @@ def save(
     >>> np.load(path)
     array([[1., 2.]])
     """
+    name = path_text(path)
     a = asmatrix(matrix)
-    plain = os.fspath(path).endswith(".npy")
+    plain = name.endswith(".npy")
     claims = a.properties.to_json()
     store = create_store(
-        path,
+        name,
         a.shape,
         a.dtype,
         checksum=checksum,
@@ -82,7 +90,7 @@ def save(
         attributes={"properties": claims} if claims else None,
         overwrite=overwrite,
     )
-    operations.copy_into(a, store, owner=f"save {os.fspath(path)}", progress=progress)
+    operations.copy_into(a, store, owner=f"save {name}", progress=progress)
 
 
 def _structure(a: Matrix) -> str:
@@ -101,3 +109,37 @@ def _structure(a: Matrix) -> str:
     if known.is_hermitian:
         return "hermitian"
     return "skew" if known.is_skew_symmetric else "full"
+
+
+def reduced(a: Matrix) -> tuple[Any, ...]:
+    """What pickle keeps of a matrix: the elements if they lie in RAM, else the path, under which it is opened again.
+
+    Raises
+    ------
+    StoreError
+        If it has neither, or would have changed by then.
+    """
+    store, claims = a.store, a.properties.claims
+    if isinstance(store, ArrayStore):
+        return _in_ram_again, (store.array, a.op, claims)
+    if isinstance(store, (ZarrStore, NpyStore, ForeignStore)) and store.path is not None:
+        if store.unfinished:
+            raise StoreError(f"{a!r} is unfinished and cannot be pickled; wait for the work that writes it")
+        if is_scratch(store.path):
+            raise StoreError(f"{a!r} is a temporary result, gone with this process; save it and pickle pycauset.open(path)")
+        return _opened_again, (os.fspath(store.path), a.op, claims, store.shape, store.dtype.str)
+    raise StoreError(f"{a!r} cannot be pickled: it has no file to open again; save it and pickle pycauset.open(path)")
+
+
+def _in_ram_again(array: Any, op: str, claims: int) -> Matrix:
+    return Matrix._of_store(ArrayStore(array), op, claims)
+
+
+def _opened_again(path: str, op: str, claims: int, shape: tuple[int, int], dtype: str) -> Matrix:
+    store = open_store(path)
+    if store.shape != shape or store.dtype.str != dtype:
+        raise StoreNotFoundError(
+            f"{path} is not the matrix that was pickled: it is {store.shape[0]} x {store.shape[1]} {store.dtype}, and was "
+            f"{shape[0]} x {shape[1]} {dtype}; pickle it again"
+        )
+    return Matrix._of_store(store, op, claims)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -13,6 +13,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from pycauset import interop, operations, propagation
 from pycauset.errors import (
+    ConfigError,
     DtypeError,
     ShapeError,
     StoreError,
@@ -165,9 +166,11 @@ class Matrix(Operators):
         return self._properties
 
     @properties.setter
-    def properties(self, values: Properties | dict[str, bool | None]) -> None:
+    def properties(self, values: Properties | Mapping[str, bool | None]) -> None:
         fresh = Properties(self.shape, self.dtype, values.claims if isinstance(values, Properties) else 0)
         if not isinstance(values, Properties):
+            if not isinstance(values, Mapping):
+                raise ConfigError(f"properties is set to {values!r}; give a dict of claims such as {{'is_symmetric': True}}")
             fresh.update(values)
         self._properties = fresh
 
@@ -404,6 +407,11 @@ class Matrix(Operators):
 
     __copy__ = copy
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        from pycauset.files import reduced
+
+        return reduced(self)
+
     def __deepcopy__(self, memo: Any) -> Matrix:
         return self.copy()
 
@@ -414,7 +422,10 @@ class Matrix(Operators):
         save(path, self, checksum=checksum, overwrite=overwrite)
 
     def close(self) -> None:
-        """Release what the matrix holds. Views of it cannot be used any more either."""
+        """Release what the matrix holds, and discard an unfinished output.
+
+        The matrix cannot be used any more. Its views (``A.T``) hold what they need themselves and can.
+        """
         store, self._store, self._array = self._store, None, None
         if store is not None:
             store.close()

@@ -356,6 +356,9 @@ class Properties:
         flags = closure(_checked(claims), self._shape, self._real)
         self._claims, self._flags = claims, flags
 
+    def __getattr__(self, name: str) -> bool | None:
+        raise AttributeError(f"no property is called {name!r}; there are {', '.join(PROPERTIES)}", name=name, obj=self)
+
     def __getitem__(self, name: str) -> bool | None:
         return known(self._flags, name)
 

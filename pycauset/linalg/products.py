@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from pycauset import operations
-from pycauset.errors import DtypeError, ShapeError
+from pycauset.errors import DtypeError, OverlapError, ShapeError
 from pycauset.linalg.operands import dimensions
 from pycauset.matrix import FAST, Matrix, asmatrix
 from pycauset.properties import Properties
@@ -45,7 +45,9 @@ def matmul(
         One-dimensional operands follow NumPy's rules: ``(m, k) @ (k,)`` gives ``(m,)``.
     out : Matrix or ndarray (m, n), or path, optional
         Where the product goes. A path becomes a Zarr folder, or a ``.npy`` file by its suffix; it appears when the product
-        is finished, and must not exist. A product with a vector is stored as a column there.
+        is finished, and must not exist. A product with a vector is stored as a column there. A Zarr folder or ``.npy`` file
+        given as a Matrix does not open until the product is finished, nor does a local array of the zarr library; any other
+        array (an HDF5 dataset, a memory map, an array in RAM) holds a mixture if the work fails.
     memory, gpu_memory : int or str, optional
         Bytes that the operation may take beyond what the process holds already: ``"2GB"``. Default: the settings, else
         what is free.
@@ -199,6 +201,9 @@ def _to_path(x: Matrix, y: Matrix, path: Any, memory: Any, gpu_memory: Any, prog
     a, b = factor_of(x), factor_of(y)
     layout = layout_of(a, b)
     plain = os.fspath(path).endswith(".npy")
+    for operand in (x, y):
+        if operand.store.lies_at(path):
+            raise OverlapError(f"matmul: out={os.fspath(path)!r} is where {operand!r} lies, still to be read; give another path")
     flags = operations.product_flags(x, y)
     claims = Properties(layout.shape, layout.dtype, flags).to_json()
     store = create_store(

@@ -96,6 +96,9 @@ class Result:
             self.nbytes = self.store.nbytes if in_memory(self.store) is not None else 0
         elif isinstance(out, (str, os.PathLike)):
             self._path = os.fspath(out)
+            for store in reads:
+                if store.lies_at(out):
+                    raise OverlapError(f"{name}: out={self._path!r} is where {store} lies, still to be read; give another path")
             plain = self._path.endswith(".npy")
             if plain or request is None:
                 form: dict[str, Any] = {} if plain else {"chunks": chunks, "structure": structure}

@@ -12,7 +12,7 @@ from pycauset.storage.foreign import ForeignStore
 from pycauset.storage.function import FunctionStore
 from pycauset.storage.native import ZarrStore
 from pycauset.storage.npy import NpyStore
-from pycauset.storage.opening import as_store, create_store, open_store
+from pycauset.storage.opening import as_store, create_store, open_store, path_text
 from pycauset.storage.scratch import scratch_folder, scratch_store
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "default_chunks",
     "element_type",
     "open_store",
+    "path_text",
     "scratch_folder",
     "scratch_store",
 ]

@@ -370,6 +370,11 @@ class TileStore(abc.ABC):
         mine, theirs = self._footprints(), other._footprints()
         return any(_overlap(a, b) for a in mine for b in theirs)
 
+    def lies_at(self, path: str | os.PathLike[str]) -> bool:
+        """Whether a file or folder of this name would share bytes with the store."""
+        place = (os.path.realpath(Path(path).expanduser()), 0, math.inf)
+        return any(_overlap(place, mine) for mine in self._footprints())
+
     def _footprints(self) -> list[Footprint]:
         return [] if self.path is None else [(os.path.realpath(self.path), 0, math.inf)]
 

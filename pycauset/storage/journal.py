@@ -271,7 +271,7 @@ class Journal:
         checksum: bool = False,
         structure: str = "full",
         attributes: dict[str, Any] | None = None,
-        overwrite: bool = False,
+        overwrite: bool | None = None,
     ) -> ZarrStore:
         """The output under construction, as :func:`create_store` makes it; of a resumed run, with all tiles that are safe.
 

@@ -91,7 +91,7 @@ class ZarrStore(StagingStore):
         checksum: bool = False,
         structure: str = "full",
         attributes: dict[str, Any] | None = None,
-        overwrite: bool = False,
+        overwrite: bool | None = None,
         resumable: bool = False,
     ) -> ZarrStore:
         """Begin a new matrix; it appears under ``path`` at :meth:`commit`.
@@ -126,7 +126,7 @@ class ZarrStore(StagingStore):
         return store
 
     @classmethod
-    def reopen(cls, path: Path, *, overwrite: bool = False) -> ZarrStore:
+    def reopen(cls, path: Path, *, overwrite: bool | None = None) -> ZarrStore:
         """Take up what a journal's process left: its new output for ``path``, or the matrix at ``path`` that it was changing.
 
         Nothing can be read or written until a journal has said what is in it.

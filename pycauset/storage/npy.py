@@ -112,7 +112,7 @@ class NpyStore(TileStore):
         return store
 
     @classmethod
-    def create(cls, path: Path, shape: tuple[int, int], dtype: DTypeLike, *, overwrite: bool = False) -> NpyStore:
+    def create(cls, path: Path, shape: tuple[int, int], dtype: DTypeLike, *, overwrite: bool | None = None) -> NpyStore:
         """Begin a new file; it appears under ``path`` at :meth:`commit`."""
         kind = element_type(dtype, "the output")
         if min(shape) < 0:
@@ -127,6 +127,11 @@ class NpyStore(TileStore):
     @property
     def generation(self) -> int | None:
         return self._state.generation
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether it is being written: not yet committed, or begun anew."""
+        return self._output is not None or self._marked
 
     def temporary_bytes(self, shape: tuple[int, int], dtype: DTypeLike) -> int:
         return 0 if np.dtype(dtype) == self._stored and not self._fortran else BOUNCE_BYTES
@@ -310,7 +315,7 @@ class NpyStore(TileStore):
 class _OutputFile:
     """A hidden file of its final length, which keeps its lock until it gets its name or goes."""
 
-    def __init__(self, target: Path, nbytes: int, what: str, *, overwrite: bool) -> None:
+    def __init__(self, target: Path, nbytes: int, what: str, *, overwrite: bool | None) -> None:
         check_target(target, overwrite)
         if target.is_dir():
             raise StoreExistsError(f"{target} is a folder; a .npy file cannot replace it")

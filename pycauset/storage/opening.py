@@ -19,7 +19,7 @@ from pycauset.storage.native import UNFINISHED, ZarrStore
 from pycauset.storage.npy import MAGIC, UNFINISHED_MAGIC, NpyStore, check_options
 from pycauset.storage.output import journal_path, resumable_folder
 
-__all__ = ["as_store", "create_store", "open_store"]
+__all__ = ["as_store", "create_store", "open_store", "path_text"]
 
 _HDF5_MAGIC: Final = b"\x89HDF\r\n\x1a\n"
 _ZIP_MAGIC: Final = b"PK\x03\x04"
@@ -52,6 +52,8 @@ def open_store(path: str | os.PathLike[str], *, unfinished: bool = False) -> Til
         If the array has more than two dimensions, or elements that are no numbers.
     StoreError
         If it is an output that was never finished, or another kind of file.
+    DtypeError, ConfigError
+        If ``path`` is no path.
 
     Examples
     --------
@@ -61,10 +63,10 @@ def open_store(path: str | os.PathLike[str], *, unfinished: bool = False) -> Til
     >>> open_store(folder / "a.npy").shape
     (3, 3)
     """
-    text = os.fspath(path)
+    text = path_text(path)
     if "://" in text:
         return open_zarr(text)
-    place = Path(text).expanduser().absolute()
+    place = _local(text)
     try:
         if place.is_dir():
             return _open_folder(place, unfinished)
@@ -75,6 +77,8 @@ def open_store(path: str | os.PathLike[str], *, unfinished: bool = False) -> Til
     except FileNotFoundError:
         hint = _journal_hint(place) if resumable_folder(place).is_dir() else ""
         raise StoreNotFoundError(f"there is no file or folder {place}{hint and f' yet: {hint}'}") from None
+    except NotADirectoryError:
+        raise _below_a_file(place) from None
     except OSError as error:
         raise store_error(error, f"opening {place}") from error
     if head.startswith(MAGIC):
@@ -88,6 +92,53 @@ def open_store(path: str | os.PathLike[str], *, unfinished: bool = False) -> Til
             raise StoreError(f"{place} is an archive of arrays; load the one you need with np.load(path)['name']")
         return open_zarr(os.fspath(place))
     raise StoreError(f"{place} is no matrix that pycauset can open: it is neither a Zarr array nor a .npy file")
+
+
+def path_text(path: Any) -> str:
+    """A path as text: from text, bytes or any path object.
+
+    Raises
+    ------
+    DtypeError
+        If it is something else.
+    ConfigError
+        If no file can be called so.
+
+    Examples
+    --------
+    >>> path_text(b"a.zarr"), path_text(Path("b.npy"))
+    ('a.zarr', 'b.npy')
+    """
+    try:
+        text = os.fsdecode(path)
+    except TypeError:
+        raise DtypeError(f"the path is {path!r} (type {type(path).__qualname__}); give text or a path object") from None
+    if "\0" in text:
+        raise ConfigError(f"the path is {text!r}, with a null character in it, which no name of a file can have")
+    return text
+
+
+def _local(text: str) -> Path:
+    try:
+        return Path(text).expanduser().absolute()
+    except RuntimeError as error:  # "~nobody"
+        raise ConfigError(f"the path is {text!r}, whose home folder is unknown: {error}") from None
+
+
+def _below_a_file(place: Path) -> StoreError:
+    """Somebody takes a file for a folder, perhaps one that has names inside."""
+    file = next((parent for parent in place.parents if parent.is_file()), None)
+    if file is None:
+        return StoreNotFoundError(f"there is no file or folder {place}")
+    with file.open("rb") as opened:
+        head = opened.read(8)
+    inside = os.fspath(place.relative_to(file))
+    if head.startswith(_HDF5_MAGIC):
+        return StoreError(
+            f"{file} is an HDF5 file; open it with h5py and pass the dataset: "
+            f"asmatrix(h5py.File({os.fspath(file)!r})[{inside!r}])"
+        )
+    return StoreNotFoundError(f"there is no {place}: {file} is a file, not a folder")
 
 
 def _open_folder(folder: Path, unfinished: bool) -> TileStore:
@@ -203,7 +254,7 @@ def create_store(
     checksum: bool = False,
     structure: str = "full",
     attributes: dict[str, Any] | None = None,
-    overwrite: bool = False,
+    overwrite: bool | None = None,
 ) -> TileStore:
     """Begin a matrix on disk; it appears under ``path`` when :meth:`TileStore.commit` succeeds, never before.
 
@@ -222,8 +273,9 @@ def create_store(
         ``"full"``, or the structure of which only one triangle's chunks are stored.
     attributes : dict, optional
         JSON values to keep in the metadata.
-    overwrite : bool
-        Replace a matrix of this name at commit; until then the old one stays.
+    overwrite : bool, optional
+        Replace a matrix of this name at commit; until then the old one stays. None is False, and the message that the name is
+        taken does not advise to pass it.
 
     Returns
     -------
@@ -248,7 +300,7 @@ def create_store(
     >>> open_store(path).attributes
     {'origin': 'docs'}
     """
-    place = Path(path).expanduser().absolute()  # it must not move if the process changes its folder
+    place = _local(path_text(path))  # it must not move if the process changes its folder
     size = (int(shape[0]), int(shape[1]))
     if place.suffix == ".npy":
         check_options(chunks, checksum, structure)

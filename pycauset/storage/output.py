@@ -92,17 +92,19 @@ def set_aside(fd: int, start: int, nbytes: int, path: str, what: str) -> None:
         raise typed from error
 
 
-def check_target(path: Path, overwrite: bool) -> None:
+def check_target(path: Path, overwrite: bool | None) -> None:
     """Refuse an output path whose folder is missing or that is taken.
 
-    With ``overwrite`` a matrix may be replaced (a Zarr array, a .npy file), never anything else.
+    With ``overwrite`` a matrix may be replaced (a Zarr array, a .npy file), never anything else. None is False where the
+    caller has no such argument that the message could name.
     """
     if not path.parent.is_dir():
         raise StoreNotFoundError(f"cannot create {path}: there is no folder {path.parent}; make it first")
     if not os.path.lexists(path):
         return
     if not overwrite:
-        raise StoreExistsError(f"{path} exists; choose another name, remove it, or pass overwrite=True")
+        remedy = "or remove it first" if overwrite is None else "remove it, or pass overwrite=True"
+        raise StoreExistsError(f"{path} exists; choose another name, {remedy}")
     marks = ("zarr.json", ".zarr.json.unfinished", ".zarray")
     if path.is_dir():
         fine = any((path / mark).is_file() for mark in marks) or not any(path.iterdir())
@@ -288,7 +290,8 @@ class OutputFolder:
         Space to set aside.
     what : str
         For messages: the output and its size.
-    overwrite : bool
+    overwrite : bool or None
+        As :func:`check_target` takes it.
     resumable : bool
         The folder has the name that :func:`resumable_folder` gives and stays until it is discarded. Whoever asks for one holds
         the lock of the journal, so a folder of that name is nobody's.
@@ -297,7 +300,7 @@ class OutputFolder:
     """
 
     def __init__(
-        self, target: Path, nbytes: int, what: str, *, overwrite: bool, resumable: bool = False, reopen: bool = False
+        self, target: Path, nbytes: int, what: str, *, overwrite: bool | None, resumable: bool = False, reopen: bool = False
     ) -> None:
         check_target(target, overwrite)
         sweep(target)

@@ -21,7 +21,7 @@ from pycauset.storage.base import store_error
 from pycauset.storage.native import ZarrStore
 from pycauset.storage.output import remove_if_dead, remove_tree
 
-__all__ = ["scratch_folder", "scratch_store"]
+__all__ = ["is_scratch", "scratch_folder", "scratch_store"]
 
 _PREFIX: Final = "pycauset-scratch-"
 _LOCK: Final = "lock"
@@ -50,6 +50,11 @@ def scratch_folder() -> Path:
             except OSError as error:
                 raise store_error(error, f"making a scratch folder in {root} (setting 'scratch')") from error
         return folder
+
+
+def is_scratch(path: Path) -> bool:
+    """Whether a file lies in the scratch folder of some process."""
+    return any(folder.name.startswith(_PREFIX) for folder in path.parents)
 
 
 def _new_folder(root: Path) -> Path:

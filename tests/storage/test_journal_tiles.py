@@ -157,7 +157,7 @@ def test_what_is_replaced_stays_until_the_end(path: Path, rng: np.random.Generat
     with create_store(path, (N, N), "float64") as old:
         old.write(Rect(0, N, 0, N), -a)
         old.commit()
-    with pytest.raises(StoreExistsError, match="overwrite=True"), open_journal(path, REQUEST) as journal:
+    with pytest.raises(StoreExistsError, match="or remove it first"), open_journal(path, REQUEST) as journal:
         journal.new_output((N, N), "float64")
     assert names(path.parent) == ["a.zarr"]
     for tiles in (TILES[:2], TILES[2:]):

@@ -111,7 +111,9 @@ def test_process_exit_leaves_nothing_and_a_killed_one_is_cleared_away_by_the_nex
 @pytest.mark.parametrize("name", KINDS)
 def test_a_taken_name_is_refused_and_overwrite_keeps_the_old_one_until_commit(tmp_path: Path, name: str) -> None:
     make(tmp_path / name).commit()
-    with pytest.raises(StoreExistsError, match="overwrite=True"):
+    with pytest.raises(StoreExistsError, match="or pass overwrite=True"):
+        create_store(tmp_path / name, (6, 6), "float64", overwrite=False)
+    with pytest.raises(StoreExistsError, match=r"or remove it first$"):  # for callers who have no such argument themselves
         create_store(tmp_path / name, (6, 6), "float64")
     store = make(tmp_path / name, -A, overwrite=True)
     np.testing.assert_array_equal(contents(open_store(tmp_path / name)), A)
