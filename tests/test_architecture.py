@@ -31,7 +31,7 @@ TOP = {
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms} | dict.fromkeys(TOP, len(FLOORS))
 
 # The executor; every other file in drivers/ is an algorithm and does none of what these may do.
-EXECUTOR = ("streamer", "cache", "timeline")
+EXECUTOR = ("streamer", "slots", "cache", "timeline")
 FORBIDDEN_TO_ALGORITHMS = {
     "cupy",
     "cupyx",

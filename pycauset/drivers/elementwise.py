@@ -19,6 +19,7 @@ import numpy as np
 
 from pycauset.devices.base import Device
 from pycauset.devices.elementwise import BAND_BYTES
+from pycauset.drivers.slots import temporary_bytes
 from pycauset.drivers.streamer import AsyncStreamer
 from pycauset.drivers.task import Operand, Tile, TileTask
 from pycauset.governor.scope import Scope
@@ -304,7 +305,7 @@ def _fit(driver: MapDriver | ReduceDriver, device: Device, available: int) -> tu
 
     def needed(tile: tuple[int, int], slots: int) -> int:
         operands = driver.operands(tile, slots)
-        total = AsyncStreamer.temporary_bytes(device, operands, _READERS, _WRITERS)
+        total = temporary_bytes(device, operands, _READERS, _WRITERS)
         total += _kernel_bytes(tile) + _partial_bytes(driver, tile)
         return total + sum(slots * round_up(op.slot_bytes, 4096) for op in operands if not device.reaches(op.store, op.dtype))
 

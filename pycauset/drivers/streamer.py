@@ -18,10 +18,8 @@ caller that stays within the queue's depth. ``run`` drives a whole task generato
 from __future__ import annotations
 
 import os
-import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Generator, Iterable, Sequence
 from functools import partial
 from time import perf_counter
 from types import TracebackType
@@ -29,13 +27,13 @@ from typing import Any, Self
 
 import numpy as np
 
-from pycauset.devices.base import Device, Lanes, MemoryScope, Mode, Slab
+from pycauset.devices.base import Device, Lanes, MemoryScope, Mode
 from pycauset.devices.lanes import Completion, Failure, HostCompletion, LaneStatistics, Span, Verdict
 from pycauset.drivers.cache import IN_PLACE, Action, CachePlanner, Load, Run, Save
 from pycauset.drivers.generations import Generations
+from pycauset.drivers.slots import Slot, SlotMemory
 from pycauset.drivers.task import Barrier, Operand, Tile, TileTask
 from pycauset.drivers.timeline import StreamStatistics, write_timeline
-from pycauset.errors import MemoryLimitError
 from pycauset.storage.base import TileStore
 from pycauset.tiling import Rect, cut, round_up
 
@@ -44,20 +42,6 @@ __all__ = ["AsyncStreamer", "has_no_chunks"]
 _ALIGN = 4096
 #: Tasks that may be under way at once; bounds how much work an interruption must wait for.
 _IN_FLIGHT = 48
-_SLAB_BYTES = 256 << 20
-
-
-class _Slot:
-    """Where a tile can lie, and which jobs touched it last, one per lane: what the next job on it must wait for."""
-
-    __slots__ = ("busy", "offset", "ready", "slab", "views")
-
-    def __init__(self, slab: Slab, offset: int) -> None:
-        self.slab = slab
-        self.offset = offset
-        self.ready: Completion | None = None  # the job that makes its content valid
-        self.busy: dict[int, Completion] = {}  # lane -> its last job on this slot
-        self.views: dict[tuple[int, int], Any] = {}
 
 
 class AsyncStreamer:
@@ -99,10 +83,8 @@ class AsyncStreamer:
     ) -> None:
         self.device = device
         self._operands = list(operands)
-        self._scope = scope
         self._mode = mode
         self._readers, self._writers = readers, writers
-        self._keeping = ExitStack()
         self._failure = Failure()
         self._timeline: list[Span] | None = [] if timeline else None
         self._on_progress = on_progress
@@ -137,12 +119,8 @@ class AsyncStreamer:
         )
         self._grain = [None if has_no_chunks(op.store) else op.store.chunks for op in self._operands]
         self._cuts: dict[Tile, tuple[Tile, ...]] = {}
-        self._slots: list[_Slot] = []
-        self._hosts: list[_Slot] = []
-        self._slabs: list[Slab] = []
-        self._tickets: list[Any] = []
-        self._pinner: threading.Thread | None = None
-        self._stopping = False
+        self._memory = SlotMemory(device, self._operands, scope, self._failure)
+        self._slots, self._hosts = self._memory.device, self._memory.host
         self._lanes: Lanes | None = None
         self._eager = mode == "sync" or not device.real
         # Host-level actions not issued yet, with what each slot's job must wait for, the promise of its completion, and the
@@ -167,12 +145,12 @@ class AsyncStreamer:
 
     def __enter__(self) -> Self:
         try:
-            self._allocate()
+            self._memory.take(self._pools, self._host_slots, self._host_slot_bytes, self._readers, self._writers)
             self._lanes = self.device.lanes(
                 mode=self._mode, failure=self._failure, timeline=self._timeline, readers=self._readers, writers=self._writers
             )
         except BaseException:
-            self._release()
+            self._memory.release()
             raise
         return self
 
@@ -182,55 +160,9 @@ class AsyncStreamer:
         try:
             self._stop()
         finally:
-            self._release()
+            self._memory.release()
         if error is None and self._failure.error is not None:
             raise self._failure.error
-
-    def _allocate(self) -> None:
-        for name, (slots, nbytes) in self._pools.items():
-            if slots:
-                slab = self.device.device_slab(slots * nbytes, self._scope, f"{slots} slots for {name}")
-                self._slabs.append(slab)
-                self._slots += [_Slot(slab, i * nbytes) for i in range(slots)]
-        if self._host_slots:
-            # Several slabs: pinning them one by one overlaps with work, and a denial half-way leaves the first ones pinned.
-            per_slab = max(1, _SLAB_BYTES // self._host_slot_bytes)
-            for first in range(0, self._host_slots, per_slab):
-                count = min(per_slab, self._host_slots - first)
-                slab = self.device.host_slab(count * self._host_slot_bytes, self._scope, f"{count} host slots")
-                self._slabs.append(slab)
-                self._hosts += [_Slot(slab, i * self._host_slot_bytes) for i in range(count)]
-            if self.device.real:
-                self._pinner = threading.Thread(target=self._pin_ahead, name="pycauset-pin", daemon=True)
-                self._pinner.start()
-        temporary = self.temporary_bytes(self.device, self._operands, self._readers, self._writers)
-        if temporary:
-            self._tickets.append(self._scope.require("host", temporary, owner="buffers for tiles that need converting"))
-        for store, unit, _ in _sources(self.device, self._operands):
-            kept = store.kept_bytes(unit)
-            if kept:  # it saves decoding twice; no work fails without it
-                with suppress(MemoryLimitError):
-                    self._tickets.append(self._scope.require("host", kept, owner=f"chunks of {store} that are read in parts"))
-                    self._keeping.enter_context(store.keeping(kept))
-
-    def _pin_ahead(self) -> None:
-        """Bring host slabs into being before their first use: pinning is about as slow as the disk that fills them."""
-        for slab in tuple(self._slabs):
-            if self._failure or self._stopping:
-                return
-            try:
-                _ = slab.array
-            except Exception as error:  # raised by the submitting thread
-                self._failure.record(error)
-                return
-
-    @staticmethod
-    def temporary_bytes(device: Device, operands: Sequence[Operand], readers: int, writers: int) -> int:
-        """Host bytes that reading and writing may take beside the slots, all threads together."""
-        largest = 0
-        for store, unit, dtype in _sources(device, operands):
-            largest = max(largest, store.temporary_bytes(unit, dtype))
-        return largest * (readers + writers)
 
     def _stop(self) -> None:
         """Let every lane come to rest. After a failure what is queued is skipped, not run."""
@@ -245,20 +177,6 @@ class AsyncStreamer:
                 self.device.synchronize()
             except Exception as error:  # raised by __exit__ after everything is released
                 self._failure.record(error)
-
-    def _release(self) -> None:
-        self._stopping = True
-        if self._pinner is not None:
-            self._pinner.join()
-        self._keeping.close()
-        self._slots.clear()
-        self._hosts.clear()
-        for slab in self._slabs:
-            slab.release()
-        self._slabs.clear()
-        for ticket in self._tickets:
-            ticket.release()
-        self._tickets.clear()
 
     # -- the queue ------------------------------------------------------------------------------------------------
 
@@ -500,23 +418,6 @@ class AsyncStreamer:
 
     # -- one job each ---------------------------------------------------------------------------------------------
 
-    def _view(self, slot: _Slot, shape: tuple[int, int], dtype: np.dtype[Any]) -> Any:
-        view = slot.views.get(shape)
-        if view is None or getattr(view, "dtype", dtype) != dtype:
-            view = slot.views[shape] = self.device.view(slot.slab, slot.offset, shape, dtype)
-        return view
-
-    def _host_view(self, slot: _Slot, tile: Tile) -> Any:
-        """A host tile as an array, in its slot."""
-        shape, dtype = tile.shape, self._operands[tile.operand].dtype
-        key = slot.views.get(shape)
-        if key is None or key.dtype != dtype:
-            if not self.device.real:
-                return None
-            assert slot.slab.array is not None
-            key = slot.views[shape] = np.ndarray(shape, dtype, buffer=slot.slab.array.data, offset=slot.offset)
-        return key
-
     def _source(self, tile: Tile) -> TileStore:
         """Where a tile is read from: until it has been written for the first time, where its operand originates."""
         operand = self._operands[tile.operand]
@@ -524,7 +425,7 @@ class AsyncStreamer:
             return operand.store
         return operand.origin
 
-    def _read(self, tile: Tile, slot: _Slot) -> Completion:
+    def _read(self, tile: Tile, slot: Slot) -> Completion:
         operand = self._operands[tile.operand]
         waits = list(slot.busy.values())
         earlier = self._stored.get(tile)  # stays: a second read may start before the first
@@ -541,14 +442,14 @@ class AsyncStreamer:
         slot.busy = {id(self._lanes.read): done}
         return done
 
-    def _fill(self, store: TileStore, tile: Tile, slot: _Slot) -> None:
+    def _fill(self, store: TileStore, tile: Tile, slot: Slot) -> None:
         """Read a tile into its slot, on a reader's thread: there the slot's memory may come into being."""
-        store.read(tile.rect, self._host_view(slot, tile))
+        store.read(tile.rect, self._memory.host_view(slot, tile))
 
-    def _write(self, tile: Tile, slot: _Slot, waits: list[Completion], generation: int) -> Completion:
+    def _write(self, tile: Tile, slot: Slot, waits: list[Completion], generation: int) -> Completion:
         operand = self._operands[tile.operand]
         assert self._lanes is not None
-        view = self._host_view(slot, tile)
+        view = self._memory.host_view(slot, tile)
         work = self._generations.writer(tile, generation, view) if self._journalled else None
         return self._lanes.write.submit(
             work or partial(operand.store.write, tile.rect, view),
@@ -567,6 +468,7 @@ class AsyncStreamer:
         task = action.task
         assert self._lanes is not None
         compute, device, operands, slots = self._lanes.compute, self.device, self._operands, self._slots
+        view_of = self._memory.view
         lane = compute[task.stream] if task.stream < len(compute) else compute[0]
         waits: list[Completion] = []
         views: list[list[Any]] = [[], []]
@@ -581,11 +483,7 @@ class AsyncStreamer:
                     waits.extend(slot.busy.values())
                 elif slot.ready is not None:
                     waits.append(slot.ready)
-                shape = tile.r1 - tile.r0, tile.c1 - tile.c0
-                view = slot.views.get(shape)
-                if view is None or (view.dtype is not operand.dtype and view.dtype != operand.dtype):
-                    view = slot.views[shape] = device.view(slot.slab, slot.offset, shape, operand.dtype)
-                views[write].append(view)
+                views[write].append(view_of(slot, (tile.r1 - tile.r0, tile.c1 - tile.c0), operand.dtype))
         work = partial(device.kernels[task.kernel], views[0], views[1], task.params, lane) if device.real else _nothing
         done = lane.submit(work, waits, name=task.kernel, flops=task.flops)
         key = id(lane)
@@ -602,7 +500,7 @@ class AsyncStreamer:
             self._verdicts.append(Verdict(done, check))
         self._running.append((self._numbers.popleft(), task.flops, done))
 
-    def _on_device(self, action: Action, hosts: Sequence[_Slot], host_waits: Sequence[list[Completion]]) -> list[Completion]:
+    def _on_device(self, action: Action, hosts: Sequence[Slot], host_waits: Sequence[list[Completion]]) -> list[Completion]:
         """Upload, compute or download; returns a completion for each host slot it used."""
         assert self._lanes is not None
         if type(action) is Run:
@@ -613,12 +511,12 @@ class AsyncStreamer:
         upload = type(action) is Load
         lane = self._lanes.upload if upload else self._lanes.download
         assert lane is not None
-        view = self._view(slot, (tile.r1 - tile.r0, tile.c1 - tile.c0), operand.dtype)
+        view = self._memory.view(slot, (tile.r1 - tile.r0, tile.c1 - tile.c0), operand.dtype)
         waits = list(slot.busy.values()) if upload else [slot.ready] if slot.ready is not None else []
         completions: list[Completion] = []
         for index, part in enumerate(self._pieces(tile) if hosts else (tile,)):
             if hosts:
-                array = self._host_view(hosts[index], part)
+                array = self._memory.host_view(hosts[index], part)
                 more = host_waits[index]
             else:
                 array = (self._source(part) if upload else operand.store).view(part.rect) if self.device.real else None
@@ -676,15 +574,6 @@ class AsyncStreamer:
         error = self._failure.error
         assert error is not None
         raise error
-
-
-def _sources(device: Device, operands: Sequence[Operand]) -> Iterator[tuple[TileStore, tuple[int, int], np.dtype[Any]]]:
-    """Every store that a device does not reach by itself, and the largest rectangle of it that is read at once."""
-    for op in operands:
-        for store in (op.store, op.origin):
-            if store is not None and not device.reaches(store, op.dtype):
-                rows, cols = op.tile if device.unified else map(min, op.tile, op.store.chunks)
-                yield store, (rows, cols), op.dtype
 
 
 def has_no_chunks(store: TileStore) -> bool:

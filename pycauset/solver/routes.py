@@ -19,7 +19,7 @@ from pycauset.devices.base import Device
 from pycauset.devices.rates import Place, Rates
 from pycauset.drivers.matmul import MatmulDriver
 from pycauset.drivers.matmul_plan import MatmulLimits, MatmulPlan
-from pycauset.drivers.streamer import AsyncStreamer
+from pycauset.drivers.slots import temporary_bytes
 from pycauset.errors import BackendError, MemoryLimitError
 from pycauset.hardware.profile import HardwareProfile
 from pycauset.solver.factor import Factor, Layout
@@ -357,7 +357,7 @@ def _plan_beside_buffers(
                 raise
             threads = f"of {format_bytes(limits.host)} left, {format_bytes(temporary)} are needed by reading and writing threads"
             raise MemoryLimitError(f"{error} ({threads})") from None
-        needed = AsyncStreamer.temporary_bytes(device, driver.operands(plan), driver.readers(device), driver.writers(device))
+        needed = temporary_bytes(device, driver.operands(plan), driver.readers(device), driver.writers(device))
         if needed <= temporary or needed + (plan.device_bytes if plan.unified else plan.host_bytes) <= limits.host:
             return plan, needed
         temporary = needed

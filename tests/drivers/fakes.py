@@ -17,6 +17,7 @@ from pycauset.devices.numpy import NumpyDevice
 from pycauset.devices.rates import Rates
 from pycauset.drivers.matmul import MatmulDriver
 from pycauset.drivers.matmul_plan import MatmulLimits
+from pycauset.drivers.slots import temporary_bytes
 from pycauset.drivers.streamer import AsyncStreamer
 from pycauset.governor import MemoryGovernor
 from pycauset.hardware import MemoryState, load_machine
@@ -149,7 +150,7 @@ def stream(device, a, b, c, *, limit, host=0, mode="async", dtype=None, timeline
     plan = driver.plan(device, limits, Rates(profile, device.kind, dtype))
     governor = fresh_governor()
     operands = driver.operands(plan)
-    temporary = AsyncStreamer.temporary_bytes(device, operands, readers, 1)
+    temporary = temporary_bytes(device, operands, readers, 1)
     level = limit if device.unified else host
     with watchdog(), governor.scope(host=level + temporary, device=0 if device.unified else limit, owner="a test") as scope:
         with AsyncStreamer(

@@ -29,13 +29,13 @@ class Killed(BaseException):
 
 
 class MemoryJournal:
-    """A journal that lives in this test: each tile's last generation that has landed whole."""
+    """A journal that lives in this test: each tile's last generation that has landed whole; parts of others are undone."""
 
     def __init__(self, store) -> None:
         self.store = store
         self.recorded: dict[Rect, int] = {}
         self.landed: dict[tuple[Rect, int], int] = {}
-        self.pending: dict[Rect, np.ndarray] = {}
+        self.undo: dict[tuple[Rect, int], list[tuple[Rect, np.ndarray]]] = {}
         self.lock = threading.Lock()
         self.left = -1  # writes until the kill
         self.flushes = 0
@@ -48,11 +48,23 @@ class MemoryJournal:
             if self.left == 0:
                 raise Killed
             self.left -= 1
+            before = np.empty(part.shape)
+            self.store.read(part, before)
+            self.undo.setdefault((tile, generation), []).append((part, before))
             assert generation > self.recorded.get(tile, 0), "a tile went backwards"
             self.store.write(part, data)
             self.landed[tile, generation] = self.landed.get((tile, generation), 0) + part.size
             if self.landed[tile, generation] == tile.size:
                 self.recorded[tile] = generation
+                del self.undo[tile, generation]
+
+    def recover(self) -> None:
+        """What the next process finds: no tile half in its place."""
+        for parts in self.undo.values():
+            for part, before in parts:
+                self.store.write(part, before)
+        self.undo.clear()
+        self.landed.clear()
 
     def flush(self) -> None:
         self.flushes += 1
@@ -104,7 +116,7 @@ def test_a_killed_run_resumes_to_the_same_bits(device, variant, in_place, seed, 
     kills = reused = 0
     while True:
         journal.left = data.draw(st.integers(0, 12), label="writes before the kill") if kills < 4 else -1
-        journal.landed = {}
+        journal.recover()
         try:
             _, done = factor(device(), a, out, journal=journal, variant=variant, journal_plan=plan)
         except Killed:

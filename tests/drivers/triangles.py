@@ -9,6 +9,7 @@ from pycauset.devices.numpy import NumpyDevice
 from pycauset.devices.rates import Rates
 from pycauset.drivers.blocked import BlockedPlan
 from pycauset.drivers.matmul_plan import MatmulLimits
+from pycauset.drivers.slots import temporary_bytes
 from pycauset.drivers.streamer import AsyncStreamer
 from tests.drivers.fakes import OP, PROFILE, FakeGpu, fresh_governor, random_matrix, watchdog
 
@@ -22,7 +23,7 @@ def run(driver, device, *, limit, host=GENEROUS, mode="async", profile=PROFILE):
     plan = driver.plan(device, MatmulLimits(limit, host), Rates(profile, device.kind, driver.dtype))
     assert plan.device_bytes <= limit
     operands = driver.operands(plan)
-    temporary = AsyncStreamer.temporary_bytes(device, operands, 2, 1)
+    temporary = temporary_bytes(device, operands, 2, 1)
     level = limit if device.unified else host
     with (
         watchdog(),
