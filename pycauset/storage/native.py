@@ -344,6 +344,7 @@ class ZarrStore(StagingStore):
             metadata = os.path.join(self._root, "zarr.json")
             write_durably(metadata, text)
             if self._restructured:
+                self._incarnation = self._state.replaced()  # other handles take the chunks for what they were
                 self.trim()
             if self._output is not None:
                 if self._output.resumable:
@@ -410,7 +411,7 @@ class ZarrStore(StagingStore):
         if self._output is not None:
             self._output.discard()
             self._output = None
-        elif self._moved_metadata and not self._changed:
+        elif self._moved_metadata and not self._changed and self._folder.is_at(self._root):
             with contextlib.suppress(OSError):  # nothing was overwritten: the matrix is as it was
                 os.rename(os.path.join(self._root, UNFINISHED), os.path.join(self._root, "zarr.json"))
         self._unfinished = self._moved_metadata = self.journalled = False

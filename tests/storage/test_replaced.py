@@ -11,7 +11,7 @@ import zarr
 
 import pycauset
 from pycauset.errors import StoreError, StoreNotFoundError
-from pycauset.storage import create_store, held, open_store
+from pycauset.storage import ZarrStore, create_store, held, open_store
 from pycauset.storage.base import TileStore
 from pycauset.storage.held import HeldFolder
 from pycauset.tiling import Rect
@@ -144,6 +144,36 @@ def test_an_output_in_place_does_not_spoil_the_matrix_that_replaced_it(tmp_path:
     with pytest.raises(StoreNotFoundError, match="replaced while in use"):
         old.commit()
     old.discard()
+    assert (whole(open_store(tmp_path / "a.zarr")) == 2).all()
+
+
+def test_a_matrix_that_has_another_structure_now(tmp_path: Path) -> None:
+    """Factored in place: whoever opened it as symmetric would mirror the factor."""
+    with create_store(tmp_path / "a.zarr", OLD, "float64", chunks=(50, 50), structure="symmetric") as store:
+        store.write(Rect(0, 120, 0, 120), np.eye(120))
+        store.commit()
+    old, other = open_store(tmp_path / "a.zarr"), open_store(tmp_path / "a.zarr")
+    assert isinstance(other, ZarrStore)
+    other.begin_write()
+    other.write(Rect(0, 120, 0, 120), np.tril(np.full(OLD, 3.0)))
+    other.restructure("lower")
+    other.commit()
+    with pytest.raises(StoreNotFoundError, match="replaced while in use"):
+        whole(old)
+    np.testing.assert_array_equal(whole(other), np.tril(np.full(OLD, 3.0)))
+
+
+def test_giving_up_leaves_the_matrix_alone_that_replaced_it(tmp_path: Path) -> None:
+    save(tmp_path / "a.zarr", OLD, 1)
+    old = open_store(tmp_path / "a.zarr")
+    old.begin_write()
+    save(tmp_path / "a.zarr", NEW, 2, overwrite=True)
+    new = open_store(tmp_path / "a.zarr")
+    new.begin_write()
+    old.discard()
+    with pytest.raises(StoreError, match="never finished"):
+        open_store(tmp_path / "a.zarr")
+    new.commit()
     assert (whole(open_store(tmp_path / "a.zarr")) == 2).all()
 
 
