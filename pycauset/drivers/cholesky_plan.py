@@ -105,8 +105,8 @@ def lower_bound(n: float, fast: float) -> float:
 
     Examples
     --------
-    >>> lower_bound(1000, 10_000)
-    4334333.333333333
+    >>> round(lower_bound(1000, 10_000))
+    4334333
     """
     return n**3 / (3 * math.sqrt(fast)) + n * (n + 1)
 

@@ -64,7 +64,7 @@ def layout(count: int, capacity: int, first: int = 0) -> Layout:
     >>> layout(10, 60)
     Layout(first=0, last=10, rows=0, group=0, side=7)
     >>> layout(143, 60).rows
-    9
+    10
     """
     rows, group, side = _best(count, capacity)
     return Layout(first, first + count, rows, group, side)

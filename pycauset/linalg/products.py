@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from typing import TYPE_CHECKING, Any, Final
 
@@ -128,9 +129,23 @@ def _quick_product(a: Any, b: Any) -> Any:
         return product
     if type(a) is Matrix and type(b) is Matrix:
         return Matrix._of_array(product, operations.product_flags(a, b))
-    # An array has no properties, and without any on the other side there is nothing to carry.
+    if type(a) is np.ndarray and type(b) is np.ndarray:  # arrays have no properties: all to know is whether they are one
+        gram = x.strides == y.strides[::-1] and x.shape == y.shape[::-1] and _starts(x) == _starts(y)
+        return Matrix._of_array(product, _gram_flags(x.dtype) if gram else 0)
     known = operations.share_base(x, y) or any(type(obj) is Matrix and obj._flags() for obj in (a, b))
     return Matrix._of_array(product, operations.product_flags(asmatrix(a), asmatrix(b)) if known else 0)
+
+
+def _starts(x: Array) -> int:
+    """Where an array's elements begin."""
+    return x.__array_interface__["data"][0]  # type: ignore[no-any-return]
+
+
+@functools.cache
+def _gram_flags(dtype: np.dtype[Any]) -> int:
+    """What is known of ``x @ x.T``."""
+    x = np.ones((2, 3), dtype)
+    return operations.product_flags(asmatrix(x), asmatrix(x.T))
 
 
 def _out(out: Any) -> Matrix:
