@@ -33,8 +33,11 @@ DIRECT = "np.matmul"
 _CLEARLY_SLOWER = 4.0
 _NOT_WORTH_RUNNING, _CHEAP = 10.0, 0.05
 #: NumPy's and SciPy's BLAS have threads of their own, which spin for some 20 ms after a call and slow down the next route:
-#: routes are this far apart. Between the untimed call of a route and the timed one there is no pause.
+#: routes are this far apart. Between the untimed calls of a route and the timed one there is no pause.
 _PAUSE = 0.025
+#: Untimed calls before each timed one. Where threads that have slept wake up two on a core, a call takes two slices of the
+#: scheduler, 8 ms, until it moves one of them; that is nobody's choice.
+_WARM = 0.03
 
 
 class Problem:
@@ -75,9 +78,12 @@ class Problem:
 
 
 def timed(call: Callable[[], object], times: int = 1) -> float:
-    """Seconds of a call while its library's threads are awake."""
+    """Seconds of a call in the midst of others: a library's threads are awake, and the scheduler has spread them out."""
     time.sleep(_PAUSE)
+    warm = time.perf_counter() + _WARM
     call()
+    while time.perf_counter() < warm:
+        call()
     start = time.perf_counter()
     for _ in range(times):
         call()

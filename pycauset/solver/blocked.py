@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
 import numpy as np
 
@@ -24,6 +24,9 @@ from pycauset.solver.run import Limits, clean_stop, operation_limits, record_sta
 __all__ = ["BlockedOperation", "last_plan", "routes", "run"]
 
 _followed: tuple[str, BlockedPlan] | None = None
+
+#: Host memory that cuSOLVER and its kernels take once they are loaded (310 MB beyond a limit were measured on an H200).
+_LIBRARIES: Final = 384 << 20
 
 
 @dataclass(slots=True)
@@ -92,8 +95,11 @@ def routes(operation: BlockedOperation) -> tuple[tuple[Route, ...], Limits]:
     if gpu is not None and profile.gpu is not None:
         start = profile.gpu.start_seconds if cold else 0.0
         best = min((route.seconds for route in found), default=float("inf")) if backend == "auto" else float("inf")
+        # A limit on host memory covers the libraries, too, that the first task loads.
+        libraries = min(_LIBRARIES, limits.host // 4) if limits.memory is not None and operation.driver.workspaces else 0
+        left = replace(limits, host=limits.host - libraries)
         found.append(
-            _streamed("streamed cuSOLVER", gpu, operation.driver, profile, operation.dtype, limits, operation.flops, start, best)
+            _streamed("streamed cuSOLVER", gpu, operation.driver, profile, operation.dtype, left, operation.flops, start, best)
         )
     elif backend == "gpu":
         found.append(_refuse("CuPy", "gpu", "there is no usable GPU; call pycauset.cuda.info() for the reason"))
