@@ -162,10 +162,7 @@ class Device(abc.ABC):
         return
 
     def host_lanes(self, mode: Mode, failure: Failure, timeline: list[Span] | None, names: Mapping[str, int]) -> list[Lane]:
-        """Lanes on host threads, ``names`` giving each its number of threads. Where kernels need the cores, others yield."""
+        """Lanes on host threads, ``names`` giving each its number of threads."""
         if mode == "sync":
             return [InlineLane(name, failure, timeline) for name in names]
-        return [
-            ThreadLane(name, threads, failure, timeline, yielding=self.unified and name != "compute")
-            for name, threads in names.items()
-        ]
+        return [ThreadLane(name, threads, failure, timeline) for name, threads in names.items()]

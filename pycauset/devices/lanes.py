@@ -11,8 +11,6 @@ raises the failure once.
 
 from __future__ import annotations
 
-import contextlib
-import os
 import threading
 from collections.abc import Callable, Iterable
 from queue import SimpleQueue
@@ -20,9 +18,6 @@ from time import perf_counter
 from typing import NamedTuple, Protocol
 
 __all__ = ["Completion", "Failure", "HostCompletion", "InlineLane", "Lane", "LaneStatistics", "Span", "ThreadLane", "Verdict"]
-
-#: Nice value of threads that yield to BLAS.
-_YIELDING = 10
 
 
 class Failure:
@@ -162,16 +157,11 @@ class Lane(Protocol):
 class ThreadLane:
     """Jobs on ``threads`` threads, started first-in first-out.
 
-    With one thread the lane is ordered like a stream: a job need not wait for earlier jobs of its own lane. ``yielding``
-    threads have a lower priority: they wait for milliseconds most of the time, and need not push BLAS off its cores for
-    the rest (measured: 6 % of a product from disk on two cores).
+    With one thread the lane is ordered like a stream: a job need not wait for earlier jobs of its own lane.
     """
 
-    def __init__(
-        self, name: str, threads: int, failure: Failure, timeline: list[Span] | None = None, *, yielding: bool = False
-    ) -> None:
+    def __init__(self, name: str, threads: int, failure: Failure, timeline: list[Span] | None = None) -> None:
         self.name = name
-        self._yielding = yielding
         self.ordered = threads == 1
         self._failure = failure
         self._timeline = timeline
@@ -193,9 +183,6 @@ class ThreadLane:
         return done
 
     def _serve(self) -> None:
-        if self._yielding:
-            with contextlib.suppress(AttributeError, OSError):  # on Linux a thread has a priority of its own
-                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _YIELDING)
         while (job := self._queue.get()) is not None:
             work, waits, done, name, nbytes = job
             del job
