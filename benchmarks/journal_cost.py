@@ -1,8 +1,8 @@
 """What a journal costs: the same Cholesky factorisation from disk to disk with and without one, alternating in one run.
 
 With a journal every tile is synced, recorded and renamed, so that the factorisation survives a kill or a power failure at any
-moment; without one it writes its chunks and commits. The bar holds for the difference of the medians, and for the time that
-the journal itself counts (checksums, syncs, records, renames), as if none of it overlapped with computing.
+moment; without one it writes its chunks and commits. The bar holds for the difference of the medians. The time that the
+journal itself counts (checksums, syncs, records, renames, summed over threads) is printed beside it; most of it overlaps.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def main() -> int:
         report.figure("counted by the journal", Sample(tuple(counted)))
         plain, journalled = (float(np.median(values)) for values in times.values())
         report.figure("difference of the medians", f"{(journalled - plain) / plain:+.1%}")
-        report.bar("counted by the journal / time", float(np.median(counted)) / journalled, BAR, at_least=False)
+        report.figure("counted by the journal / time", f"{np.median(counted) / journalled:.1%}, if none of it overlapped")
         report.bar("slower than without", (journalled - plain) / plain, BAR, at_least=False)
     return report.finish()
 
