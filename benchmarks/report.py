@@ -251,6 +251,23 @@ def _scale(number: int) -> float:
     return 1.0 + (number % 97) / 97
 
 
+def power_law_matrix(n: int) -> Callable[[Any, Any], Any]:
+    """``f(rows, cols)``, elements of a symmetric matrix with the eigenvalues ``i^(-1/2)``: a diagonal between two reflections."""
+    import numpy as np
+
+    values = np.arange(1, n + 1) ** -0.5
+    u = np.random.default_rng(5).standard_normal(n)
+    u /= np.linalg.norm(u)
+    w = values * u
+    middle = float(u @ w)
+
+    def element(rows: Any, cols: Any) -> Any:
+        tile = 4 * middle * np.outer(u[rows], u[cols]) - 2 * (np.outer(u[rows], w[cols]) + np.outer(w[rows], u[cols]))
+        return tile + np.where(rows[:, None] == cols[None, :], values[rows][:, None], 0.0)
+
+    return element
+
+
 def drop_cache(path: Path) -> None:
     """Write the files below ``path`` to disk and drop them from the page cache: the next read comes from the disk."""
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]

@@ -21,6 +21,7 @@ __all__ = [
     "JournalError",
     "MemoryLimitError",
     "NonFiniteError",
+    "NotConvergedError",
     "NotHermitianError",
     "NotInMemoryError",
     "NotPositiveDefiniteError",
@@ -104,6 +105,21 @@ class BackendError(DeviceError):
 
 class NonFiniteError(PycausetError, ValueError):
     """NaN or infinity where the method forbids it."""
+
+
+class NotConvergedError(PycausetError, RuntimeError):
+    """An iteration ended before it had all that was asked for (SciPy's ``ArpackNoConvergence``).
+
+    Attributes
+    ----------
+    eigenvalues, eigenvectors : ndarray
+        The pairs that did converge; of singular values, right singular vectors.
+    statistics : EigenStatistics or None
+    """
+
+    def __init__(self, message: str, *, eigenvalues: Any = (), eigenvectors: Any = None, statistics: Any = None) -> None:
+        super().__init__(message)
+        self.eigenvalues, self.eigenvectors, self.statistics = eigenvalues, eigenvectors, statistics
 
 
 class NotHermitianError(PycausetError, LinAlgError):

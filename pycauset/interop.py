@@ -15,7 +15,7 @@ from pycauset.errors import DtypeError, NotInMemoryError
 if TYPE_CHECKING:
     from pycauset.matrix import Matrix
 
-__all__ = ["array", "array_function", "array_ufunc", "in_memory"]
+__all__ = ["array", "array_function", "array_ufunc", "in_memory", "linear_operator", "norm"]
 
 _BINARY: Final = frozenset(
     {"add", "subtract", "multiply", "divide", "true_divide"}
@@ -172,3 +172,39 @@ _FUNCTIONS: Final[dict[Any, Callable[..., Any]]] = {
     np.iscomplexobj: lambda x: x.dtype.kind == "c",
     np.isrealobj: lambda x: x.dtype.kind != "c",
 }
+
+
+def linear_operator(matrix: Matrix) -> Any:
+    """A matrix as a ``LinearOperator`` of SciPy's.
+
+    Examples
+    --------
+    >>> from scipy.sparse.linalg import cg
+    >>> from pycauset import asmatrix
+    >>> x, info = cg(linear_operator(asmatrix([[4.0, 1.0], [1.0, 3.0]])), [1.0, 2.0])
+    >>> x.round(6).tolist(), info
+    ([0.090909, 0.636364], 0)
+    """
+    from scipy.sparse.linalg import LinearOperator
+
+    def times(a: Matrix, x: Any) -> Any:
+        return np.asarray(a @ np.ascontiguousarray(x))
+
+    adjoint = matrix.H
+    return LinearOperator(
+        matrix.shape,
+        matvec=lambda x: times(matrix, np.ravel(x)),
+        rmatvec=lambda x: times(adjoint, np.ravel(x)),
+        matmat=lambda x: times(matrix, x),
+        rmatmat=lambda x: times(adjoint, x),
+        dtype=matrix.dtype,
+    )
+
+
+def norm(matrix: Matrix, order: str | float | None) -> float:
+    """A norm by one pass over the matrix, or the 2-norm by several."""
+    if order == 2:
+        from pycauset.linalg.conditions import spectral_norm
+
+        return spectral_norm(matrix)
+    return operations.norm(matrix, order)

@@ -247,8 +247,8 @@ class Matrix(Operators):
 
         Parameters
         ----------
-        ord : {"fro", 1, -1, inf, -inf, "max"}
-            Frobenius; largest and least sum of absolute values in a column, in a row; largest absolute value.
+        ord : {"fro", 1, -1, 2, inf, -inf, "max"}
+            Frobenius; largest and least absolute sum of a column, of a row; largest singular value (2, an iteration), element.
 
         Raises
         ------
@@ -260,7 +260,7 @@ class Matrix(Operators):
         >>> Matrix([[3.0, 0.0], [-4.0, 0.0]]).norm(), Matrix([[3.0, 0.0], [-4.0, 0.0]]).norm(1)
         (5.0, 7.0)
         """
-        return operations.norm(self, ord)
+        return interop.norm(self, ord)
 
     def trace(self) -> Any:
         """Sum of the main diagonal, a NumPy scalar."""

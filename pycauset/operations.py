@@ -269,7 +269,7 @@ def norm(a: Matrix, order: str | float | None) -> float:
         axis = 0 if (abs(float(order)) == 1) == (a.op in "NC") else 1
         sums = reduce("sums", a.store, (axis, True), owner="norm").sum(axis=axis)
         return float(sums.max(initial=0.0) if float(order) > 0 else sums.min()) if sums.size else 0.0
-    raise ConfigError(f"norm: ord is {order!r}; there are 'fro', ±1, ±inf and 'max'; np.linalg.norm(A.to_numpy(), ord) has more")
+    raise ConfigError(f"norm: ord is {order!r}; there are 'fro', ±1, 2, ±inf and 'max'; np.linalg.norm(A.to_numpy()) has more")
 
 
 def _frobenius(partial: Array) -> float:

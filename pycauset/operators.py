@@ -68,3 +68,9 @@ class Operators:
 
     def __ge__(self, other: Any) -> Any:
         return operations.binary("greater_equal", self, other)
+
+    def aslinearoperator(self: Any) -> Any:
+        """The matrix as a `scipy.sparse.linalg.LinearOperator`, for SciPy's own solvers; products stream what does not fit."""
+        from pycauset.interop import linear_operator
+
+        return linear_operator(self)

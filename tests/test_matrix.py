@@ -387,7 +387,7 @@ def test_identity_and_zeros() -> None:
         (lambda A: A.__setitem__(0, "x"), errors.DtypeError, TypeError, "value"),
         (lambda A: A.astype("complex64").astype("float32"), errors.DtypeError, TypeError, "real"),
         (lambda A: A.astype(object), errors.DtypeError, TypeError, "object"),
-        (lambda A: A.norm(2), errors.ConfigError, ValueError, "ord is 2"),
+        (lambda A: A.norm(3), errors.ConfigError, ValueError, "ord is 3"),
         (lambda A: A.sum(2), errors.ConfigError, ValueError, "axis is 2"),
         (lambda A: A.sum(1.0), errors.ConfigError, ValueError, "axis is 1.0"),
         (lambda A: A.sum((0, 0)), errors.ConfigError, ValueError, r"axis is \(0, 0\)"),

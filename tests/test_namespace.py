@@ -22,7 +22,7 @@ PUBLIC: dict[str, set[str]] = {
         *("BackendError", "ConfigError", "CorruptTileError", "DeviceError", "DtypeError", "MemoryLimitError", "NotInMemoryError"),
         *("OutOfBoundsError", "OverlapError", "PycausetError", "PycausetWarning", "ShapeError", "StoreError"),
         *("StoreExistsError", "StoreFullError", "StoreNotFoundError", "StorePermissionError"),
-        *("IllConditionedError", "JournalBusyError", "JournalError", "NonFiniteError", "NotHermitianError"),
+        *("IllConditionedError", "JournalBusyError", "JournalError", "NonFiniteError", "NotHermitianError", "NotConvergedError"),
         *("NotPositiveDefiniteError", "SingularMatrixError"),
     },
     "pycauset.cuda": {
@@ -33,6 +33,7 @@ PUBLIC: dict[str, set[str]] = {
     "pycauset.linalg": {
         *("cho_solve", "cholesky", "det", "inv", "logdet", "lstsq", "matmul", "norm", "slogdet", "solve", "solve_triangular"),
         *("LstsqResult", "SlogdetResult", "trace"),
+        *("EigenStatistics", "cond", "eigs", "eigsh", "randomized_svd", "svds"),
     },
     "pycauset.config": {"SETTINGS", "Setting", "configure", "get", "settings"},
 }

@@ -13,7 +13,7 @@ import numpy as np
 
 from pycauset.devices.fortran import LETTER, character, integer, leading, routine, scalar
 
-__all__ = ["gemm", "rank_k", "trmm", "trsm"]
+__all__ = ["gemm", "hemv", "rank_k", "trmm", "trsm"]
 
 _OPPOSITE = {"L": "R", "R": "L"}
 _MIRRORED = {"L": "U", "U": "L"}
@@ -65,6 +65,44 @@ def gemm(
         pc,
         integer(ldc),
     )
+
+
+def hemv(a: np.ndarray[Any, Any], x: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> None:
+    """``y = a x`` for a symmetric (Hermitian) matrix, of which one triangle is read: half the bytes of a general product.
+
+    Parameters
+    ----------
+    a : ndarray (n, n)
+        Row-major; its lower triangle is read.
+    x, y : ndarray (n,)
+        Contiguous, of the same dtype.
+
+    Examples
+    --------
+    >>> a = np.array([[2.0, np.nan], [1.0, 3.0]])
+    >>> y = np.empty(2)
+    >>> hemv(a, np.array([1.0, 2.0]), y)
+    >>> y
+    array([4., 7.])
+    """
+    # Column-major eyes see the transpose, which is the conjugate: conj(A) conj(x) = conj(A x).
+    pa, lda = leading(a)
+    complex_ = a.dtype.kind == "c"
+    source = np.conjugate(x) if complex_ else x
+    routine(LETTER[a.dtype.name] + ("hemv" if complex_ else "symv"), 10)(
+        character("U"),
+        integer(len(a)),
+        scalar(1.0, a.dtype),
+        pa,
+        integer(lda),
+        source.__array_interface__["data"][0],
+        integer(1),
+        scalar(0.0, a.dtype),
+        y.__array_interface__["data"][0],
+        integer(1),
+    )
+    if complex_:
+        np.conjugate(y, out=y)
 
 
 def rank_k(

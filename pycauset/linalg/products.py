@@ -235,7 +235,7 @@ def _to_path(x: Matrix, y: Matrix, path: Any, memory: Any, gpu_memory: Any, prog
 
 
 def norm(a: Any, ord: str | float | None = "fro") -> float:
-    """Norm of a matrix in double precision: "fro", 1, inf or "max"; see `Matrix.norm`.
+    """Norm of a matrix in double precision: "fro", 1, 2, inf or "max"; see `Matrix.norm`.
 
     Examples
     --------

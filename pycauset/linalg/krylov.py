@@ -1,0 +1,236 @@
+"""One computation of eigenpairs: sizes, memory, the driver's run, the last pass that checks what is returned."""
+
+from __future__ import annotations
+
+import operator as operators
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pycauset.drivers.arnoldi import ArnoldiDriver, Progress, plan_arnoldi
+from pycauset.drivers.ritz import Ritz
+from pycauset.errors import ConfigError, NotConvergedError, ShapeError
+from pycauset.governor import Scope
+from pycauset.solver.products import Product, drive
+from pycauset.solver.run import Limits
+
+__all__ = ["EigenStatistics", "Request", "pairs", "pairs_residuals"]
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class EigenStatistics:
+    """What a computation of eigenvalues or singular values did.
+
+    Attributes
+    ----------
+    passes : int
+        Times that the whole matrix was read, the last check included.
+    products : int
+        Vectors that it was multiplied with.
+    restarts, locked : int
+        Thick restarts; wanted pairs that had converged when the last one began.
+    block_size, ncv : int
+        Columns of a block and, at most, of the basis; 0 where LAPACK took the whole matrix.
+    norm : float
+        The estimate of ‖A‖₂ that residuals are compared with, from below.
+    residuals : ndarray (k,)
+        ``‖A x - λ x‖₂`` of each returned pair, measured by the last pass.
+    history : tuple of Progress
+        One entry for each test of convergence, with ``return_history=True``.
+    """
+
+    passes: int
+    products: int
+    restarts: int
+    locked: int
+    block_size: int
+    ncv: int
+    norm: float
+    residuals: Array
+    history: tuple[Progress, ...] = ()
+
+
+@dataclass(slots=True)
+class Request:
+    """The arguments that all functions share, checked."""
+
+    name: str
+    n: int
+    k: int
+    which: str
+    dtype: np.dtype[Any]
+    tol: float
+    maxiter: int
+    ncv: int | None
+    block: int | None
+    start: Array | None
+    progress: Callable[[int, int], object] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        n: int,
+        k: Any,
+        which: Any,
+        allowed: tuple[str, ...],
+        dtype: np.dtype[Any],
+        *,
+        tol: Any = 0,
+        maxiter: Any = None,
+        ncv: Any = None,
+        block_size: Any = None,
+        v0: Any = None,
+        progress: Any = None,
+    ) -> Request:
+        """Check the arguments.
+
+        Raises
+        ------
+        ConfigError, ShapeError
+            For any that cannot be.
+        """
+        k = _count(name, "k", k)
+        if k > n:
+            raise ConfigError(f"{name}: k is {k}, but a matrix of order {n} has only {n}")
+        if which not in allowed:
+            raise ConfigError(f"{name}: which is {which!r}; it must be one of {', '.join(map(repr, allowed))}")
+        eps = float(np.finfo(dtype).eps)
+        if not (isinstance(tol, (int, float, np.number)) and tol >= 0 and np.isfinite(tol)):
+            raise ConfigError(f"{name}: tol is {tol!r}; it must be a number of at least 0 (0 means machine precision, {eps:.2g})")
+        ncv = None if ncv is None else _count(name, "ncv", ncv)
+        if ncv is not None and ncv <= k < n:
+            raise ConfigError(f"{name}: ncv is {ncv}; it must be larger than k, which is {k}")
+        start = None
+        if v0 is not None:
+            start = np.asarray(v0)
+            start = start.reshape(-1, 1) if start.ndim == 1 else start
+            if start.ndim != 2 or start.shape[0] != n or start.shape[1] == 0:
+                raise ShapeError(f"{name}: v0 has shape {np.shape(v0)}; it must be ({n},), or ({n}, p) for a block")
+            if start.dtype.kind == "c" and dtype.kind != "c":
+                raise ConfigError(f"{name}: v0 is complex and the problem is real; give its real part")
+            if not np.isfinite(start).all():
+                raise ConfigError(f"{name}: v0 holds NaN or infinity")
+        return cls(
+            name,
+            n,
+            k,
+            which,
+            dtype,
+            max(float(tol), 4 * eps),
+            10 * n if maxiter is None else _count(name, "maxiter", maxiter),
+            ncv,
+            None if block_size is None else _count(name, "block_size", block_size),
+            start,
+            progress if callable(progress) else None,
+        )
+
+    @property
+    def small(self) -> bool:
+        """Whether LAPACK on the whole matrix takes less than an iteration would, or nothing else can give so many pairs."""
+        return self.k >= self.n - 1 or self.n <= 64
+
+
+def _count(name: str, what: str, value: Any) -> int:
+    try:
+        number = operators.index(value)
+    except TypeError:
+        raise ConfigError(f"{name}: {what} is {value!r}; it must be a whole number") from None
+    if number < 1:
+        raise ConfigError(f"{name}: {what} is {number}; it must be at least 1")
+    return number
+
+
+def pairs(
+    request: Request,
+    kind: str,
+    open_product: Callable[[int, int], Product],
+    limits: Limits,
+    scope: Scope,
+    stack: ExitStack,
+    *,
+    passes_cost: bool,
+    scale: Callable[[Array, float], Any] | None = None,
+    extra: int = 0,
+) -> tuple[ArnoldiDriver, Ritz, Product]:
+    """Run the driver; the product stays open, for the caller's last pass, as long as ``stack`` does.
+
+    Parameters
+    ----------
+    open_product : callable
+        ``open_product(width, taken)`` gives the product with blocks of up to ``width`` vectors, ``taken`` bytes being used up.
+    """
+    plan = plan_arnoldi(
+        request.n,
+        request.k + extra,
+        request.dtype,
+        passes_cost=passes_cost,
+        interior=request.which in ("SM", "SI"),
+        block=request.block,
+        ncv=request.ncv,
+        room=limits.host // 4,
+    )
+    doubled = 2 if kind != "hermitian" and request.dtype.kind != "c" else 1
+    width = max(plan.block, (request.k + extra) * doubled)
+    work = 4 * request.n * width * request.dtype.itemsize
+    owner = f"{request.name}: a basis of {plan.ncv} + {plan.block} vectors of {plan.n}"
+    stack.enter_context(scope.require("host", plan.basis_bytes + work, owner=owner))
+    product = open_product(width, plan.basis_bytes + work)
+    stack.push(product)
+    basis = np.zeros((plan.ncv + plan.block, plan.n), request.dtype).T
+    machine = ArnoldiDriver(plan, basis, kind, request.which, request.tol, request.maxiter, start=request.start, scale=scale)
+    tell = request.progress
+
+    def multiply(x: Array) -> Array:
+        if tell is not None and machine.history:
+            tell(machine.history[-1].converged, request.k)
+        return product(x)
+
+    ritz = drive(machine.run(), multiply)
+    if tell is not None:
+        tell(machine.history[-1].converged, request.k)
+    return machine, ritz, product
+
+
+def pairs_residuals(product: Callable[[Array], Array], values: Array, vectors: Array, dtype: np.dtype[Any]) -> Array:
+    """``‖A x - λ x‖₂`` of each pair, by one pass over A."""
+    if vectors.dtype.kind == "c" and dtype.kind != "c":
+        count = vectors.shape[1]
+        both = product(np.hstack([vectors.real, vectors.imag]))
+        image = both[:, :count] + 1j * both[:, count:]
+    else:
+        image = product(vectors)
+    return np.asarray(np.linalg.norm(image - vectors * values, axis=0))
+
+
+def check_residuals(
+    request: Request, machine: ArnoldiDriver, values: Array, vectors: Array, residuals: Array, stats: Any
+) -> None:
+    """Raise unless every pair is as good as was asked, up to what rounding of the products allows.
+
+    Raises
+    ------
+    NotConvergedError
+    """
+    # Each restart of a general problem leaves rounding errors of a Schur form behind.
+    factor = 20 if machine.kind == "hermitian" else 200
+    floor = factor * float(np.finfo(request.dtype).eps) * request.n**0.5
+    good = residuals <= max(request.tol, floor) * machine.norm
+    if machine.converged and good.all():
+        return
+    count = int(good.sum())
+    found = machine.history[-1] if machine.history else None
+    raise NotConvergedError(
+        f"{request.name}: {count} of {request.k} pairs converged to tol={request.tol:.3g} in {machine.restarts} restarts and "
+        f"{machine.passes} products (worst residual {residuals.max() / (machine.norm or 1):.2e} ‖A‖"
+        + (f", basis {found.basis}" if found else "")
+        + "); raise maxiter, ncv or block_size, or tol. The converged pairs are in eigenvalues and eigenvectors",
+        eigenvalues=values[good],
+        eigenvectors=vectors[:, good],
+        statistics=stats,
+    )

@@ -1,0 +1,273 @@
+"""A few singular values and vectors of matrices of any size, by ``Aᴴ A`` in one pass over A, and norms that follow from them."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from pycauset.errors import ConfigError, NotConvergedError
+from pycauset.linalg.krylov import EigenStatistics, Request, pairs
+from pycauset.linalg.operators import Operator, operator
+from pycauset.solver.products import Product
+from pycauset.solver.run import clean_stop, operation_limits
+
+__all__ = ["randomized_svd", "svds"]
+
+Array = np.ndarray[Any, Any]
+
+
+def svds(
+    A: Any,
+    k: int = 6,
+    ncv: int | None = None,
+    tol: float = 0,
+    which: str = "LM",
+    v0: Any = None,
+    maxiter: int | None = None,
+    return_singular_vectors: bool | str = True,
+    *,
+    block_size: int | None = None,
+    return_stats: bool = False,
+    return_history: bool = False,
+    memory: int | float | str | None = None,
+    gpu_memory: int | float | str | None = None,
+    progress: Any = None,
+) -> Any:
+    """Find the k largest or smallest singular values of a matrix, with their vectors: ``A v = s u``.
+
+    Block Lanczos on ``Aᴴ A`` (``A Aᴴ`` of a wide matrix): each panel of rows serves both products while it is in memory, so that
+    a step costs one pass over A. A last pass takes the singular values of A on the space that was found, which keeps small ones
+    from being squared.
+
+    Parameters
+    ----------
+    A : Matrix, array_like, sparse matrix or LinearOperator (m, n), or path
+    k : int
+        Up to ``min(m, n)``; from ``min(m, n) - 1`` on LAPACK takes the whole matrix.
+    tol : float
+        Wanted: ``‖Aᴴ u - s v‖ <= tol ‖A‖``; ``A v = s u`` holds to rounding. With the default 0: what rounding allows, about
+        ``ε ‖A‖² / s``, so that vectors of singular values below ``ε^½ ‖A‖`` are poor (the statistics give their residuals).
+    which : {"LM", "SM"}
+        Largest or smallest.
+    v0 : array_like (min(m, n),) or (min(m, n), p), optional
+        Where to start.
+    return_singular_vectors : bool, "u" or "vh"
+        Which vectors to return; the others are None.
+    ncv, maxiter, block_size, return_stats, return_history, memory, gpu_memory, progress
+        As in `eigsh`.
+
+    Returns
+    -------
+    u : ndarray (m, k)
+    s : ndarray (k,)
+        Ascending; alone without vectors.
+    vh : ndarray (k, n)
+    stats : EigenStatistics
+        If asked for.
+
+    Raises
+    ------
+    NotConvergedError, NonFiniteError, ConfigError, ShapeError, DtypeError, MemoryLimitError, StoreError
+        As in `eigsh`.
+
+    Examples
+    --------
+    >>> A = np.diag(np.arange(1.0, 101.0))[:, :90]
+    >>> u, s, vh = svds(A, k=2)
+    >>> s.round(6), bool(np.allclose(A @ vh.T, u * s))
+    (array([89., 90.]), True)
+    """
+    name = "svds"
+    if return_singular_vectors not in (True, False, "u", "vh"):
+        raise ConfigError(f'{name}: return_singular_vectors is {return_singular_vectors!r}; it must be True, False, "u" or "vh"')
+    a = operator(name, A, square=False)
+    order = min(a.shape)
+    options = {"tol": tol, "maxiter": maxiter, "ncv": ncv, "block_size": block_size, "v0": v0, "progress": progress}
+    request = Request.of(name, order, k, which, ("LM", "SM"), a.dtype, **options)
+    with clean_stop():
+        u, s, vh, stats = _by_lapack(request, a, memory) if request.small else _iterate(request, a, tol == 0, memory, gpu_memory)
+    stats = stats if return_history else replace(stats, history=())
+    told = (stats,) if return_stats or return_history else ()
+    if return_singular_vectors is False:
+        return (s, *told) if told else s
+    left = u if return_singular_vectors in (True, "u") else None
+    right = vh if return_singular_vectors in (True, "vh") else None
+    return (left, s, right, *told)
+
+
+def _iterate(
+    request: Request, a: Operator, loosely: bool, memory: Any, gpu_memory: Any
+) -> tuple[Array, Array, Array, EigenStatistics]:
+    eps = float(np.finfo(a.dtype).eps)
+    limits = operation_limits(memory, gpu_memory)
+    tol = request.tol
+
+    def scale(values: Array, norm: float) -> Array:
+        """What ``‖Aᴴ A v - s² v‖`` is compared with, so that ``‖Aᴴ u - s v‖`` is below tol ‖A‖; never below rounding."""
+        return np.asarray(np.maximum(np.sqrt(np.maximum(values, 0) * norm), 4 * eps * norm / tol))
+
+    with limits.scope(request.name) as scope, ExitStack() as stack:
+
+        def open_product(width: int, taken: int) -> Product:
+            return a.product(width, limits, scope, gram=_gram(a), taken=taken)
+
+        wanted = replace(request, which="LA" if request.which == "LM" else "SA")
+        machine, ritz, product = pairs(
+            wanted, "hermitian", open_product, limits, scope, stack, passes_cost=a.passes_cost(limits), scale=scale
+        )
+        v = machine.vectors(ritz, min(request.k, len(ritz.values)))
+        norm = machine.norm**0.5
+        u, s, vh, residuals = _project(a, product, v, norm)
+        stats = EigenStatistics(
+            product.passes,
+            product.columns,
+            machine.restarts,
+            machine.locked,
+            machine.plan.block,
+            machine.plan.ncv,
+            norm,
+            residuals,
+            tuple(machine.history),
+        )
+    floor = 10 * eps * max(a.shape) ** 0.5
+    allowed = np.full(len(s), max(tol, floor) * norm)
+    if loosely:
+        allowed = np.maximum(allowed, 100 * floor * norm * norm / np.maximum(s, eps * norm) if norm else 0)
+    good = residuals <= allowed
+    if not (machine.converged and good.all()):
+        raise NotConvergedError(
+            f"{request.name}: {int(good.sum())} of {request.k} singular values converged to tol={tol:.3g} in {machine.restarts} "
+            f"restarts and {machine.passes} products (worst residual {residuals.max() / (norm or 1):.2e} ‖A‖); raise maxiter, "
+            "ncv or block_size, or tol. The converged ones are in eigenvalues, their right vectors in eigenvectors",
+            eigenvalues=s[good],
+            eigenvectors=vh[good].conj().T,
+            statistics=stats,
+        )
+    return u, s, vh, stats
+
+
+def _gram(a: Operator) -> str:
+    return "tall" if a.shape[0] >= a.shape[1] else "wide"
+
+
+def _project(a: Operator, product: Product, v: Array, norm: float) -> tuple[Array, Array, Array, Array]:
+    """Singular triplets of A on the span of ``v`` (of its adjoint, for a wide matrix), ascending, with residuals; one pass."""
+    import scipy.linalg
+
+    image = product(v)
+    assert product.forward is not None
+    q, r = np.linalg.qr(product.forward)
+    u1, s, v1h = scipy.linalg.svd(r)
+    u1, s, v1 = u1[:, ::-1], s[::-1], v1h.conj().T[:, ::-1]
+    far, near = q @ u1, v @ v1
+    least = max(float(np.finfo(a.dtype).eps) * norm, float(np.finfo(a.dtype).tiny))
+    residuals = np.asarray(np.linalg.norm((image @ v1 - near * s**2) / np.maximum(s, least), axis=0))
+    if _gram(a) == "tall":
+        return far, s, near.conj().T, residuals
+    return near, s, far.conj().T, residuals
+
+
+def _by_lapack(request: Request, a: Operator, memory: Any) -> tuple[Array, Array, Array, EigenStatistics]:
+    import scipy.linalg
+
+    from pycauset.linalg.operands import in_memory
+    from pycauset.solver.products import blame
+    from pycauset.storage import ArrayStore
+    from pycauset.tiling import Rect
+
+    with operation_limits(memory).scope(request.name) as scope, a.whole(scope):
+        dense = a.dense()
+        if not np.isfinite(dense).all():
+            store = a.matrix.store if a.matrix is not None and in_memory(a.matrix.store) is None else ArrayStore(dense)
+            blame(store, [Rect(0, store.shape[0], 0, store.shape[1])])
+        u, s, vh = scipy.linalg.svd(dense, full_matrices=False, check_finite=False)
+        norm = float(s[0]) if len(s) else 0.0
+        pick = np.arange(len(s))[::-1]
+        pick = pick[-request.k :] if request.which == "LM" else pick[: request.k]
+        u, s, vh = u[:, pick], s[pick], vh[pick]
+        residuals = np.asarray(np.linalg.norm(dense.conj().T @ u - vh.conj().T * s, axis=0))
+    return u, s, vh, EigenStatistics(1, request.n, 0, 0, 0, 0, norm, residuals)
+
+
+def randomized_svd(
+    A: Any,
+    k: int,
+    oversample: int = 10,
+    power_iterations: int = 2,
+    *,
+    seed: int | np.random.Generator = 0,
+    return_stats: bool = False,
+    memory: int | float | str | None = None,
+    gpu_memory: int | float | str | None = None,
+) -> Any:
+    """Approximate the k largest singular values and vectors from a few random combinations of rows: ``A ≈ u diag(s) vh``.
+
+    Reads A ``power_iterations + 2`` times, with ``k + oversample`` vectors. What it misses is governed by the singular values
+    behind: use `svds` where each one must be right.
+
+    Parameters
+    ----------
+    A : Matrix, array_like, sparse matrix or LinearOperator (m, n), or path
+    k : int
+    oversample : int
+        More random vectors than values wanted.
+    power_iterations : int
+        Each multiplies by ``Aᴴ A``, in one pass, and sharpens a slow decay.
+    seed : int or numpy.random.Generator
+    return_stats, memory, gpu_memory
+        As in `eigsh`; the residuals are ``‖Aᴴ u - s v‖``.
+
+    Returns
+    -------
+    u : ndarray (m, k)
+    s : ndarray (k,)
+        Descending.
+    vh : ndarray (k, n)
+    stats : EigenStatistics
+        If asked for.
+
+    Raises
+    ------
+    NonFiniteError, ConfigError, ShapeError, DtypeError, MemoryLimitError, StoreError
+
+    References
+    ----------
+    .. [1] N. Halko, P.-G. Martinsson and J. A. Tropp, "Finding structure with randomness", SIAM Review 53 (2011), algorithms
+       4.4 and 5.1.
+
+    Examples
+    --------
+    >>> A = np.outer(np.arange(1.0, 301.0), np.ones(200))
+    >>> u, s, vh = randomized_svd(A, 1)
+    >>> bool(np.allclose(u * s @ vh, A))
+    True
+    """
+    name = "randomized_svd"
+    a = operator(name, A, square=False)
+    order = min(a.shape)
+    request = Request.of(name, order, k, "LM", ("LM",), a.dtype)
+    counts: dict[str, Any] = {"oversample": oversample, "power_iterations": power_iterations}
+    for what, value in counts.items():
+        if not isinstance(value, (int, np.integer)) or value < 0:
+            raise ConfigError(f"{name}: {what} is {value!r}; it must be a whole number of at least 0")
+    rng = np.random.default_rng(seed)
+    width = min(request.k + int(oversample), order)
+    x = rng.standard_normal((order, width)).astype(a.dtype)
+    if a.dtype.kind == "c":
+        x = x + 1j * rng.standard_normal((order, width)).astype(x.real.dtype)
+    limits = operation_limits(memory, gpu_memory)
+    with clean_stop(), limits.scope(name) as scope:
+        work = 3 * order * width * a.dtype.itemsize
+        with (
+            scope.require("host", work, owner=f"{name}: {width} vectors of {order}"),
+            a.product(width, limits, scope, gram=_gram(a), taken=work) as product,
+        ):
+            for _ in range(int(power_iterations) + 1):
+                x, _ = np.linalg.qr(product(x))
+            u, s, vh, residuals = _project(a, product, x, 0.0)
+    pick = np.arange(len(s))[::-1][: request.k]
+    stats = EigenStatistics(product.passes, product.columns, 0, 0, width, width, float(s.max(initial=0.0)), residuals[pick])
+    return (u[:, pick], s[pick], vh[pick], stats) if return_stats else (u[:, pick], s[pick], vh[pick])

@@ -1,0 +1,270 @@
+"""Products of one matrix with many blocks of vectors, for iterations: by BLAS in RAM, or streamed; A is never copied.
+
+Each object counts its passes over A, and looks for NaN and infinity in what comes out: they cannot hide in a product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Any, Final, Self
+
+import numpy as np
+
+from pycauset.devices.base import Device
+from pycauset.devices.blas import hemv
+from pycauset.drivers.block_product import BlockProductDriver
+from pycauset.drivers.slots import temporary_bytes
+from pycauset.drivers.streamer import AsyncStreamer
+from pycauset.errors import NonFiniteError
+from pycauset.governor import Scope
+from pycauset.solver.run import Limits, record_statistics
+from pycauset.storage import ArrayStore, TileStore
+from pycauset.tiling import Rect
+
+__all__ = ["ArrayProduct", "CalledProduct", "Product", "StreamedProduct", "drive"]
+
+Array = np.ndarray[Any, Any]
+
+_BAND_BYTES: Final = 32 << 20
+
+
+class Product:
+    """``Y = A X``, or ``Aᴴ A X`` with ``gram``, for blocks X (n, p).
+
+    Attributes
+    ----------
+    passes : int
+        Passes over A so far.
+    columns : int
+        Vectors multiplied so far.
+    forward : ndarray or None
+        With ``gram``: ``A X`` of the last product.
+    """
+
+    passes = 0
+    columns = 0
+    forward: Array | None = None
+
+    def __call__(self, x: Array) -> Array:
+        """The product, a fresh array or one that the next call overwrites.
+
+        Raises
+        ------
+        NonFiniteError
+            If NaN or infinity comes out; names the tile of A that has it.
+        """
+        self.passes += 1
+        self.columns += x.shape[1]
+        with np.errstate(invalid="ignore", over="ignore"):  # an error follows, with the tile's name
+            y = self._multiply(x)
+        if not np.isfinite(y).all():
+            self._blame(x)
+        return y
+
+    def _multiply(self, x: Array) -> Array:
+        raise NotImplementedError
+
+    def _blame(self, x: Array) -> None:
+        raise NonFiniteError(
+            "a product of the matrix with a finite block holds NaN or infinity: the matrix has some, or overflows"
+        )
+
+    def close(self) -> None:
+        """Give back what is held."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+class CalledProduct(Product):
+    """By a function, for operators and sparse matrices."""
+
+    def __init__(
+        self, call: Callable[[Array], Array], dtype: np.dtype[Any], forward: Callable[[Array], Array] | None = None
+    ) -> None:
+        self._call, self._dtype, self._forward = call, dtype, forward
+
+    def _multiply(self, x: Array) -> Array:
+        if self._forward is not None:
+            self.forward = np.asarray(self._forward(x))
+            return np.asarray(self._call(self.forward), self._dtype)
+        return np.asarray(self._call(x), self._dtype)
+
+
+class ArrayProduct(Product):
+    """By BLAS on an array in RAM: ``hemv`` or ``symv`` for one vector and a Hermitian matrix, else ``gemm``."""
+
+    def __init__(self, a: Array, dtype: np.dtype[Any], *, hermitian: bool = False, gram: bool = False) -> None:
+        self._a, self._dtype, self._gram = a, dtype, gram
+        self._half = hermitian and a.dtype == dtype and a.flags.c_contiguous and len(a) > 256
+
+    def _multiply(self, x: Array) -> Array:
+        a = self._a
+        if self._gram:
+            return self._gram_product(x)
+        if self._half and x.shape[1] == 1:
+            y = np.empty((len(a), 1), self._dtype)
+            hemv(a, np.ascontiguousarray(x[:, 0], self._dtype), y[:, 0])
+            return y
+        return self._bands(x)
+
+    def _bands(self, x: Array) -> Array:
+        a = self._a
+        if a.dtype == self._dtype:
+            return np.asarray(a @ np.ascontiguousarray(x))
+        y = np.empty((a.shape[0], x.shape[1]), self._dtype)
+        step = max(1, _BAND_BYTES // max(1, a.shape[1] * self._dtype.itemsize))
+        for r in range(0, a.shape[0], step):
+            np.matmul(a[r : r + step].astype(self._dtype), x, out=y[r : r + step])
+        return y
+
+    def _gram_product(self, x: Array) -> Array:
+        a, x = self._a, np.ascontiguousarray(x)
+        z = np.zeros((a.shape[1], x.shape[1]), self._dtype)
+        forward = np.empty((a.shape[0], x.shape[1]), self._dtype)
+        step = max(1, (4 << 20) // max(1, a.shape[1] * self._dtype.itemsize))
+        for r in range(0, a.shape[0], step):
+            band = np.asarray(a[r : r + step], self._dtype)
+            part = np.matmul(band, x, out=forward[r : r + step])
+            z += (part.conj().T @ band).conj().T
+        self.forward = forward
+        return z
+
+    def _blame(self, x: Array) -> None:
+        blame(ArrayStore(self._a), self._tiles())
+
+    def _tiles(self) -> list[Rect]:
+        m, n = self._a.shape
+        return [Rect(r, min(r + 1024, m), c, min(c + 1024, n)) for r in range(0, m, 1024) for c in range(0, n, 1024)]
+
+
+class StreamedProduct(Product):
+    """Through the streamer, which stays open between passes: what memory holds of A serves the next one.
+
+    Parameters
+    ----------
+    where : Device
+    a : TileStore
+    width : int
+        Most columns of a block.
+    op : {"N", "T", "H", "C"}
+        How A is taken; "C" conjugates.
+    mirror : str, optional
+        One of `MIRRORS`.
+    gram : bool
+    limits : Limits
+    scope : Scope
+        Grants memory.
+    taken : int
+        Bytes of the limit that the caller takes beside this.
+    """
+
+    def __init__(
+        self,
+        where: Device,
+        a: TileStore,
+        dtype: np.dtype[Any],
+        width: int,
+        *,
+        op: str = "N",
+        mirror: str | None = None,
+        gram: bool = False,
+        limits: Limits,
+        scope: Scope,
+        taken: int = 0,
+    ) -> None:
+        self._conjugate = op == "C" or (gram and op == "T" and dtype.kind == "c")
+        op = {"C": "N", "T": "H"}[op] if self._conjugate else op
+        m, n = a.shape if op == "N" else a.shape[::-1]
+        shapes = [(n, width), (m, width)] + [(n, width)] * gram
+        self._stack = ExitStack()
+        nbytes = sum(s[0] * s[1] for s in shapes) * dtype.itemsize
+        self._stack.callback(scope.require("host", nbytes, owner="blocks of vectors").release)
+        self._blocks = [np.zeros(shape, dtype) for shape in shapes]
+        stores = [ArrayStore(block) for block in self._blocks]
+        self.driver = BlockProductDriver(a, stores[0], stores[1], dtype, op=op, mirror=mirror, z=stores[2] if gram else None)
+        left = limits.host - taken - nbytes
+        readers, writers = self.driver.readers(where), self.driver.writers(where)
+        plan = self.driver.plan(where, left if where.unified else limits.device, left)
+        temporary = temporary_bytes(where, self.driver.operands(plan), readers, writers)
+        if temporary:
+            plan = self.driver.plan(where, left - temporary if where.unified else limits.device, left - temporary)
+        self.plan = plan
+        self._gram = gram
+        self._streamer = AsyncStreamer(
+            where,
+            self.driver.operands(plan),
+            scope,
+            host_slots=plan.host_slots,
+            host_slot_bytes=plan.host_slot_bytes,
+            readers=readers,
+            writers=writers,
+        )
+        try:
+            self._stack.enter_context(self._streamer)
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def _multiply(self, x: Array) -> Array:
+        columns = x.shape[1]
+        np.copyto(self._blocks[0][:, :columns], x.conj() if self._conjugate else x)
+        for task in self.driver.tasks(self.plan, columns, backwards=self.passes % 2 == 0):
+            self._streamer.submit(task)
+        self._streamer.flush()
+        self.forward = self._blocks[1][:, :columns] if self._gram else None
+        y = self._blocks[2 if self._gram else 1][:, :columns]
+        if self._conjugate:
+            self.forward = self.forward.conj() if self.forward is not None else None
+            y = y.conj()
+        return y
+
+    def _blame(self, x: Array) -> None:
+        blame(self.driver.stores[0], self.driver.first_unfit(self.plan))
+
+    def close(self) -> None:
+        record_statistics(self._streamer.statistics())
+        self._stack.close()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if error is None:
+            self.close()
+        else:
+            self._stack.__exit__(kind, error, trace)
+
+
+def blame(store: TileStore, tiles: Any) -> None:
+    """Find the tile that holds NaN or infinity.
+
+    Raises
+    ------
+    NonFiniteError
+        Always: also if no tile does, when the product overflows.
+    """
+    for rect in tiles:
+        tile = np.empty(rect.shape, store.dtype)
+        store.read(rect, tile)
+        bad = np.argwhere(~np.isfinite(tile))
+        if len(bad):
+            i, j = (int(v) for v in bad[0])
+            raise NonFiniteError(
+                f"tile [{rect.r0}:{rect.r1}, {rect.c0}:{rect.c1}] of {store!r} holds {tile[i, j]} at row {rect.r0 + i}, column "
+                f"{rect.c0 + j}; eigenvalues and singular values need a finite matrix"
+            )
+    raise NonFiniteError(f"a product with {store!r} overflows {store.dtype}; scale the matrix, or convert it to a wider type")
+
+
+def drive(machine: Any, product: Callable[[Array], Array]) -> Any:
+    """Run a generator that asks for products, ``y = yield x``; returns what it returns."""
+    steps = machine
+    try:
+        x = next(steps)
+        while True:
+            x = steps.send(product(x))
+    except StopIteration as end:
+        return end.value

@@ -1,0 +1,239 @@
+"""The parts of the Arnoldi driver by themselves: orthonormal blocks, the order of Ritz values, restarts, products on devices."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pycauset.devices.numpy import NumpyDevice
+from pycauset.drivers import block_product
+from pycauset.drivers.arnoldi import ArnoldiDriver, plan_arnoldi
+from pycauset.drivers.block_product import BlockProductDriver
+from pycauset.drivers.orthogonal import orthonormalise
+from pycauset.drivers.ritz import kept_space, preference, ritz_pairs
+from pycauset.errors import MemoryLimitError
+from pycauset.solver.products import StreamedProduct, drive
+from pycauset.solver.run import Limits
+from pycauset.tiling import Rect
+from tests.drivers.fakes import FakeGpu, Hidden, Pinned, fresh_governor, random_matrix, watchdog
+
+DTYPES = ("float32", "float64", "complex64", "complex128")
+MB = 1 << 20
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rank", [0, 1, 3])
+def test_dependent_columns_are_refilled(dtype: str, rank: int) -> None:
+    rng = np.random.default_rng()
+    n, j, p = 60, 7, 3
+    v, _ = np.linalg.qr(random_matrix(rng, (n, j), dtype))
+    inside = v @ random_matrix(rng, (j, p), dtype)
+    w = inside + random_matrix(rng, (n, rank), dtype) @ random_matrix(rng, (rank, p), dtype)
+    q, c, r, found = orthonormalise(v, w, rng)
+    eps = float(np.finfo(dtype).eps)
+    assert found == rank
+    assert q.shape == (n, p)
+    np.testing.assert_allclose(v @ c + q @ r, w, atol=200 * eps)
+    both = np.hstack([v, q])
+    np.testing.assert_allclose(both.conj().T @ both, np.eye(j + p), atol=20 * eps)
+    assert np.count_nonzero(np.abs(r).max(axis=1) > 0) == rank
+
+
+@given(st.integers(1, 12), st.integers(0, 12), st.integers(1, 6), st.integers(0, 2**32))
+@settings(max_examples=60, deadline=None)
+def test_blocks_of_any_width(n: int, j: int, p: int, seed: int) -> None:
+    """Also where fewer directions are left than the block has columns."""
+    rng = np.random.default_rng(seed)
+    j = min(j, n)
+    v = np.linalg.qr(rng.standard_normal((n, n)))[0][:, :j]
+    w = rng.standard_normal((n, p))
+    q, c, r, _ = orthonormalise(v, w, rng)
+    assert q.shape == (n, min(p, n - j))
+    np.testing.assert_allclose(v @ c + q @ r, w, atol=1e-12)
+    np.testing.assert_allclose(q.T @ q, np.eye(q.shape[1]), atol=1e-13)
+    np.testing.assert_allclose(v.T @ q, 0, atol=1e-13)
+
+
+def test_conjugate_pairs_stand_side_by_side() -> None:
+    values = np.array([1 + 2j, 3.0, 1 - 2j, -4.0, 2 + 0.5j, 2 - 0.5j])
+    ordered = values[preference(values, "LM", real=True)]
+    assert ordered.tolist() == [-4.0, 3.0, 1 + 2j, 1 - 2j, 2 + 0.5j, 2 - 0.5j]
+    assert values[preference(values, "LI", real=True)][:2].tolist() == [1 + 2j, 1 - 2j]
+    assert values[preference(values, "LI")][0] == 1 + 2j
+
+
+@pytest.mark.parametrize("dtype", ["float64", "complex128"])
+@pytest.mark.parametrize("keep", [1, 4, 7])
+def test_what_a_restart_keeps_is_invariant(dtype: str, keep: int) -> None:
+    rng = np.random.default_rng()
+    h = random_matrix(rng, (12, 12), dtype)
+    ritz = ritz_pairs(h, np.zeros((1, 12), dtype), "general", "LM")
+    z = kept_space(h, ritz, keep, "general")
+    assert z.dtype == h.dtype
+    assert keep <= z.shape[1] <= keep + 1
+    np.testing.assert_allclose(z.conj().T @ z, np.eye(z.shape[1]), atol=1e-13)
+    np.testing.assert_allclose(h @ z, z @ (z.conj().T @ h @ z), atol=1e-12)
+    kept = np.linalg.eigvals(z.conj().T @ h @ z)
+    for value in ritz.values[:keep]:
+        assert np.abs(kept - value).min() < 1e-10
+
+
+@pytest.mark.parametrize("kind", ["hermitian", "general", "skew"])
+@pytest.mark.parametrize("block", [1, 3])
+def test_the_decomposition_holds_after_restarts(kind: str, block: int) -> None:
+    """``A V = V H + Q B`` with orthonormal columns, whatever happened before."""
+    rng = np.random.default_rng()
+    n = 90
+    x = rng.standard_normal((n, n))
+    a = {"hermitian": x + x.T, "skew": x - x.T, "general": x}[kind]
+    plan = plan_arnoldi(n, 4, a.dtype, passes_cost=False, block=block, ncv=20)
+    basis = np.full((plan.ncv + plan.block, n), np.nan).T
+    driver = ArnoldiDriver(plan, basis, kind, "LM", 1e-30, 3)
+    ritz = drive(driver.run(), lambda v: a @ v)
+    assert driver.restarts == 3
+    assert not driver.converged
+    j = driver._size
+    v, h = basis[:, :j], driver._h
+    q, b = basis[:, j : j + block], h[j : j + block, :j]
+    scale = np.linalg.norm(a, 2)
+    np.testing.assert_allclose(a @ v, v @ h[:j, :j] + q @ b, atol=1e-12 * scale)
+    np.testing.assert_allclose(np.hstack([v, q]).T @ np.hstack([v, q]), np.eye(j + block), atol=1e-12)
+    y = driver.vectors(ritz, 2)
+    np.testing.assert_allclose(np.linalg.norm(a @ y - y * ritz.values[:2], axis=0), ritz.residuals[:2], atol=1e-10 * scale)
+    assert driver.norm <= scale * (1 + 1e-12)
+
+
+def test_start_vectors_come_first() -> None:
+    values = np.linspace(0, 1, 80)
+    plan = plan_arnoldi(80, 1, np.dtype(float), passes_cost=False, block=2, ncv=10)
+    start = np.eye(80)[:, [79]]
+    driver = ArnoldiDriver(plan, np.zeros((12, 80)).T, "hermitian", "LA", 1e-12, 9, start=start)
+    asked: list[np.ndarray] = []
+
+    def product(x: np.ndarray) -> np.ndarray:
+        asked.append(x.copy())
+        return values[:, None] * x
+
+    ritz = drive(driver.run(), product)
+    assert np.linalg.norm(asked[0][79]) == pytest.approx(1)  # in the span of the first block
+    assert ritz.values[0] == pytest.approx(1.0)
+
+
+# ---- products --------------------------------------------------------------------------------------------------------
+
+
+def streamed(device, store, dtype, width, *, op="N", mirror=None, gram=False, room=4 * MB):
+    governor = fresh_governor()
+    limits = Limits(room, 0, room)
+    scope = governor.scope(host=2 * room, device=room, owner="a test")
+    return scope, lambda: StreamedProduct(
+        device, store, np.dtype(dtype), width, op=op, mirror=mirror, gram=gram, limits=limits, scope=scope
+    )
+
+
+class Counted(Hidden):
+    """Counts the elements that are read."""
+
+    count = 0
+
+    def _read(self, rect: Rect, out: np.ndarray) -> None:
+        self.count += rect.size
+        super()._read(rect, out)
+
+
+@pytest.mark.parametrize("device", [NumpyDevice, FakeGpu])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("op", ["N", "T", "H", "C"])
+@pytest.mark.parametrize("gram", [False, True])
+def test_products_with_blocks(device, dtype: str, op: str, gram: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(block_product, "_SMALLEST", 1)
+    rng = np.random.default_rng()
+    a = random_matrix(rng, (101, 67), dtype)
+    taken = {"N": a, "T": a.T, "H": a.conj().T, "C": a.conj()}[op]
+    store = Hidden(a, (16, 16))
+    scope, make = streamed(device(), store, dtype, 5, op=op, gram=gram)
+    with watchdog(), scope, make() as product:
+        for columns in (5, 2, 5):
+            x = random_matrix(rng, (taken.shape[1], columns), dtype)
+            y = product(x)
+            exact = taken.conj().T @ (taken @ x) if gram else taken @ x
+            np.testing.assert_allclose(y, exact, atol=3000 * np.finfo(dtype).eps)
+            if gram:
+                np.testing.assert_allclose(product.forward, taken @ x, atol=500 * np.finfo(dtype).eps)
+        assert product.passes == 3
+        assert product.columns == 12
+    assert not scope.leaks
+
+
+@pytest.mark.parametrize("device", [NumpyDevice, FakeGpu])
+@pytest.mark.parametrize("dtype", ["float64", "complex128"])
+@pytest.mark.parametrize("mirror", ["symmetric", "hermitian", "skew", "skew-hermitian"])
+def test_one_triangle_serves_twice(device, dtype: str, mirror: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(block_product, "_SMALLEST", 1)
+    rng = np.random.default_rng()
+    n, t = 97, 16
+    x = random_matrix(rng, (n, n), dtype)
+    other = x.conj().T if "hermitian" in mirror else x.T
+    a = x - other if "skew" in mirror else x + other
+    spoiled = a.copy()
+    for i in range(0, n, t):
+        spoiled[i : i + t, i + t :] = np.nan  # tiles above the diagonal
+    store = Counted(spoiled, (t, t))
+    room = 20 * t * t * a.itemsize + 40 * n * 4 * a.itemsize + (0 if device is NumpyDevice else MB)
+    scope, make = streamed(device(), store, dtype, 4, mirror=mirror, room=room)
+    with watchdog(), scope, make() as product:
+        b = random_matrix(rng, (n, 4), dtype)
+        np.testing.assert_allclose(product(b), a @ b, atol=1e-11)
+        once = store.count
+        assert once == sum(min(t, n - i) * min(t, n - j) for i in range(0, n, t) for j in range(0, i + 1, t))
+        np.testing.assert_allclose(product(b), a @ b, atol=1e-11)
+        assert store.count - once <= once
+    assert not scope.leaks
+
+
+def test_tiles_that_memory_holds_are_not_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(block_product, "_SMALLEST", 1)
+    rng = np.random.default_rng()
+    a = rng.standard_normal((128, 128))
+    store = Counted(a, (32, 32))
+    room = 8 * 32 * 32 * 8 + 2 * 128 * 4 * 8  # half of the tiles, beside the vectors
+    scope, make = streamed(NumpyDevice(), store, "float64", 4, room=room)
+    with watchdog(), scope, make() as product:
+        x = rng.standard_normal((128, 4))
+        for _ in range(3):
+            np.testing.assert_allclose(product(x), a @ x, atol=1e-12)
+    assert store.count == 2 * a.size  # all of it, and twice the half that was not there
+
+
+def test_a_gram_product_reads_each_tile_once_when_a_panel_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(block_product, "_SMALLEST", 1)
+    rng = np.random.default_rng()
+    a = rng.standard_normal((256, 64))
+    store = Counted(a, (16, 16))
+    room = 12 * 16 * 16 * 8 + 3 * 256 * 4 * 8
+    scope, make = streamed(NumpyDevice(), store, "float64", 4, gram=True, room=room)
+    with watchdog(), scope, make() as product:
+        assert product.plan.slots[0] < 20
+        x = rng.standard_normal((64, 4))
+        np.testing.assert_allclose(product(x), a.T @ (a @ x), atol=1e-11)
+    assert store.count == a.size
+
+
+def test_triangular_stores_skip_zeros_and_pinned_arrays_upload_straight() -> None:
+    rng = np.random.default_rng()
+    a = np.tril(rng.standard_normal((90, 90)))
+    pinned = Pinned(a)
+    scope, make = streamed(FakeGpu(), pinned, "float64", 3)
+    with watchdog(), scope, make() as product:
+        x = rng.standard_normal((90, 3))
+        np.testing.assert_allclose(product(x), a @ x, atol=1e-12)
+
+
+def test_too_little_memory_is_refused_with_numbers() -> None:
+    store = Hidden(np.ones((64, 64)), (64, 64))
+    store.whole_chunks = True
+    driver = BlockProductDriver(store, Hidden(np.ones((64, 2))), Hidden(np.ones((64, 2))), np.dtype(float))
+    with pytest.raises(MemoryLimitError, match=r"tiles of 64 x 64 float64 take 32\.8 kB"):
+        driver.plan(NumpyDevice(), 40_000)

@@ -1,0 +1,65 @@
+"""Products with blocks, eigenpairs and singular values on a real GPU, under limits that force streaming."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import pycauset
+from pycauset import devices
+from pycauset.governor import governor
+from pycauset.linalg import eigs, eigsh, svds
+from pycauset.solver.products import StreamedProduct
+from pycauset.solver.run import operation_limits
+from pycauset.storage import ArrayStore
+from tests.drivers.fakes import random_matrix
+from tests.linalg.cases import on_disk
+
+pytestmark = pytest.mark.gpu
+DTYPES = ("float32", "float64", "complex64", "complex128")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", ["N", "T", "H", "C", "gram", "hermitian", "skew"])
+def test_products(dtype: str, case: str) -> None:
+    rng = np.random.default_rng()
+    a = random_matrix(rng, (1500, 1500), dtype)
+    mirror = None
+    if case == "hermitian":
+        a, mirror = a + a.conj().T, "hermitian"
+    elif case == "skew":
+        a, mirror = a - a.T, "skew"
+    op = case if case in "NTHC" else "N"
+    taken = {"N": a, "T": a.T, "H": a.conj().T, "C": a.conj()}[op]
+    gpu = devices.gpu()
+    assert gpu is not None
+    limits = operation_limits("200MB", "64MB")
+    with (
+        limits.scope("a test") as scope,
+        StreamedProduct(
+            gpu, ArrayStore(a), np.dtype(dtype), 6, op=op, mirror=mirror, gram=case == "gram", limits=limits, scope=scope
+        ) as product,
+    ):
+        for columns in (6, 2):
+            x = random_matrix(rng, (1500, columns), dtype)
+            exact = a.conj().T @ (a @ x) if case == "gram" else taken @ x
+            scale = float(np.abs(exact).max())
+            np.testing.assert_allclose(product(x), exact, atol=1000 * np.finfo(dtype).eps * scale)
+
+
+def test_solvers(tmp_path: Path) -> None:
+    rng = np.random.default_rng()
+    x = rng.standard_normal((900, 900))
+    before = governor().statistics()
+    with pycauset.cuda.force_backend("gpu"):
+        s = on_disk(x + x.T, tmp_path / "s.zarr", structure="symmetric", chunks=(256, 256))
+        w = eigsh(s, 5, memory="200MB", gpu_memory="64MB", return_eigenvectors=False)
+        exact = np.linalg.eigvalsh(x + x.T)
+        np.testing.assert_allclose(np.abs(w).max(), np.abs(exact).max(), rtol=1e-11)
+        g = on_disk(x, tmp_path / "g.zarr", chunks=(256, 256))
+        w, v = eigs(g, 4)
+        np.testing.assert_allclose(x @ v, v * w, atol=1e-9)
+        np.testing.assert_allclose(svds(g, 2, return_singular_vectors=False)[-1], np.linalg.norm(x, 2), rtol=1e-11)
+    assert governor().statistics().device.in_use == before.device.in_use
