@@ -88,7 +88,9 @@ def _factor(w: Array, scale: Array) -> tuple[Array, Array, int]:
         return (w / length if rank else w), np.full((1, 1), length, w.dtype), rank
     import scipy.linalg
 
-    q, r, order = scipy.linalg.qr(w, mode="economic", pivoting=True, check_finite=False)
+    tall, small = np.linalg.qr(w)  # pivots are looked for in the small factor: among long columns they cost more than the rest
+    q, r, order = scipy.linalg.qr(small, mode="economic", pivoting=True, check_finite=False)
+    q = tall @ q
     rank = int(np.count_nonzero(np.abs(np.diagonal(r)) > floor))
     back = np.empty_like(r)
     back[:, order] = r
