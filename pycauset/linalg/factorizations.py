@@ -320,6 +320,7 @@ class _Cholesky:
             "cholesky in place",
             {"dtype": self.dtype.name, "lower": self.lower, "variant": self.variant},
             {"a": (store, "N")},
+            in_place=True,
         )
         del request["operands"]["a"]["structure"]  # finishing changes it
         with open_journal(store.path, request, resume=resume) as journal:

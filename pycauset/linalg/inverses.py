@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from pycauset.errors import NonFiniteError
+from pycauset.evaluate import reduce
 from pycauset.linalg.factorizations import cholesky
 from pycauset.linalg.operands import chunks_like, in_memory, kernel_type, square, stored, takes_rows
 from pycauset.linalg.results import Result, request_of
@@ -137,6 +139,9 @@ def _triangular_inverse(
             return result.opened()
         tile = _invert(source, result, uplo, unit, dtype, limits) if n else 0
         clear_beyond(result.store, part, tile)
+        if check_finite and n and not np.isfinite(reduce("max_abs", result.store, owner="inv: looking for NaN")[0, 0]):
+            refuse_non_finite("inv", source, part, memory=limit)
+            raise NonFiniteError(f"inv: the inverse overflows {dtype}")
         inverse: Matrix = result.finish(flags)
         return inverse
 

@@ -23,16 +23,23 @@ __all__ = ["MATHEMATICS", "Result", "request_of"]
 MATHEMATICS = (LinAlgError, NonFiniteError)
 
 
-def request_of(operation: str, arguments: dict[str, Any], operands: dict[str, tuple[TileStore, str]]) -> dict[str, Any]:
-    """What a journal compares: everything that decides the result's bits."""
+def request_of(
+    operation: str, arguments: dict[str, Any], operands: dict[str, tuple[TileStore, str]], *, in_place: bool = False
+) -> dict[str, Any]:
+    """What a journal compares: everything that decides the result's bits. ``in_place``: the operand changes as work goes on."""
     from pycauset.hardware import fingerprint
+    from pycauset.storage.identity import newest_chunk
     from pycauset.storage.journal import operand_identity
 
+    identities = {name: {**operand_identity(store), "op": op} for name, (store, op) in operands.items()}
+    for name, (store, _) in operands.items():
+        if not in_place and store.path is not None and store.path.is_dir():
+            identities[name]["chunks"] = newest_chunk(store.path)
     machine = fingerprint()
     return {
         "operation": operation,
         "arguments": arguments,
-        "operands": {name: {**operand_identity(store), "op": op} for name, (store, op) in operands.items()},
+        "operands": identities,
         "threads": {"cores": machine["cores"], "settings": machine["threads"], "instructions": machine["isa"]},
     }
 

@@ -176,7 +176,7 @@ def solve(
     transposed : bool
         Solve ``A.T X = B``.
     out, memory, gpu_memory, progress
-        As in `cholesky`; no journal is kept.
+        As in `cholesky`. A triangular system with a path keeps a journal (see `solve_triangular`), others keep none.
 
     Returns
     -------
@@ -202,7 +202,7 @@ def solve(
     if kind in "LU":
         trans = "T" if transposed else "N"
         return solve_triangular(matrix, b, trans, kind == "L", False, overwrite_b, check_finite, out=out, resume=True, **limits)
-    overwrite_a = overwrite_a and _can_hold_factor(matrix) and not transposed
+    overwrite_a = overwrite_a and _can_hold_factor(matrix) and not transposed and not _shares(matrix, b, out)
     if transposed:  # the triangle to read is the other one of the transpose
         matrix, lower = matrix.T, not lower
     factor = cholesky(matrix, lower, overwrite_a, check_finite, **limits)
@@ -214,6 +214,15 @@ def _can_hold_factor(a: Matrix) -> bool:
     return a._array is not None and a.store.path is None and a.store.writable and a.dtype == kernel_type("solve", a.dtype)
 
 
+def _shares(a: Matrix, *others: Any) -> bool:
+    """Whether an array lies in the memory of one of the others, which are read or written after it has been overwritten."""
+    return any(
+        np.may_share_memory(a._array, other._array if isinstance(other, Matrix) and other._array is not None else other)
+        for other in others
+        if isinstance(other, np.ndarray) or (isinstance(other, Matrix) and other._array is not None)
+    )
+
+
 def kind_of(name: str, a: Matrix, assume_a: str | None) -> str:
     """``"L"``, ``"U"`` (triangular) or ``"pos"``: what a matrix is known, or assumed, to be.
 
@@ -222,7 +231,7 @@ def kind_of(name: str, a: Matrix, assume_a: str | None) -> str:
     ConfigError
         If it is neither.
     """
-    if assume_a not in _ASSUMED:
+    if assume_a not in tuple(_ASSUMED):  # by comparison: what cannot be hashed is no kind either
         if assume_a in ("sym", "symmetric", "her", "hermitian", "banded", "tridiagonal"):
             raise ConfigError(
                 f'{name}: assume_a={assume_a!r} has no method of its own here; positive definite ("pos") and triangular '

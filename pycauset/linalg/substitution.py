@@ -56,6 +56,11 @@ class System:
         limit = named_limit(self.memory, "memory")
         source = stored(self.right)
         in_place = overwrite and out is None and self._can_hold()
+        if in_place and self.check and self.right.store.path is not None:
+            # Nothing on disk is overwritten for a solution that cannot be had.
+            for triangle in steps:
+                refuse_non_finite(self.name, triangle.store, "lower" if triangle.uplo == "L" else "upper", memory=limit)
+            refuse_non_finite(self.name, self.right.store, what="b", memory=limit)
         with Result(
             self.name,
             self.right.shape,

@@ -65,6 +65,8 @@ def clear_beyond(store: TileStore, part: str, tile: int) -> None:
         Side of the square tiles along the diagonal that hold zeros beyond it already; 0 if none do.
     """
     n = store.shape[0]
+    if not n:
+        return
     if store.structure != "full":
         _repair(store, tile, np.tril if part == "lower" else np.triu)
         return
@@ -135,11 +137,15 @@ def check_finite(name: str, store: TileStore, part: str = "full", *, what: str =
     """
     if store.dtype.kind not in "fc":
         return
-    largest = max((rect.size for rect in rectangles(store, part)), default=0)
+    here = in_memory(store)
+    largest = max((rect.size for rect in rectangles(store, part)), default=0) if here is None else 0
     with _buffer(store, largest, f"{name}: looking for NaN and infinity", memory) as buffer:
         for rect in rectangles(store, part):
-            block = buffer[: rect.size].reshape(rect.shape)
-            store.read(rect, block)
+            if here is not None:
+                block = here[rect.slices]
+            else:
+                block = buffer[: rect.size].reshape(rect.shape)
+                store.read(rect, block)
             bad = ~np.isfinite(block)
             if bad.any():
                 if part == "lower":

@@ -168,7 +168,9 @@ def run(operation: BlockedOperation, journal: Any = None) -> BlockedPlan | None:
 def _device(kind: str, operation: str) -> Device:
     found = devices.cpu() if kind == "cpu" else devices.gpu()
     if found is None:
-        raise DeviceError(f"{operation} was begun on a GPU, and there is none now; start over on the CPU, or bring the GPU back")
+        raise DeviceError(
+            f"{operation} was begun on a GPU, and there is none now; bring the GPU back, or start over with resume='restart'"
+        )
     return found
 
 

@@ -17,7 +17,7 @@ from pycauset.storage.base import TileStore
 from pycauset.storage.direct import aligned_empty, crc32c, rows_contiguous
 from pycauset.tiling import Rect
 
-__all__ = ["differences", "operand_identity", "plain", "versions"]
+__all__ = ["differences", "newest_chunk", "operand_identity", "plain", "versions"]
 
 _PROBE: Final = 48  # rows and columns of each sampled rectangle
 _BAND_BYTES: Final = 4 << 20
@@ -83,6 +83,16 @@ def operand_identity(store: TileStore, *, checksum: int | None = None) -> dict[s
     else:
         identity["sample"] = f"{_sample(store):08x}"
     return identity
+
+
+def newest_chunk(folder: str | os.PathLike[str]) -> list[int]:
+    """How many files a folder holds, and when the newest was changed (nanoseconds): any writer's change shows."""
+    count = newest = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            count += 1
+            newest = max(newest, os.stat(os.path.join(parent, name)).st_mtime_ns)
+    return [count, newest]
 
 
 def _file(path: str) -> list[int]:
