@@ -47,17 +47,18 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def isolated(home: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+def isolated(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Settings start from their defaults, the cached profile is the made-up one, scratch files go to a folder of the test."""
     from pycauset import config
 
     scratch = tmp_path_factory.mktemp("scratch")
-    for setting in config.SETTINGS.values():
-        monkeypatch.delenv(setting.env, raising=False)
-    monkeypatch.setenv("PYCAUSET_HOME", str(home))
-    monkeypatch.setenv("PYCAUSET_SCRATCH", str(scratch))
-    monkeypatch.setattr(config, "_configured", {})
-    return scratch
+    with pytest.MonkeyPatch.context() as patch:  # not the test's own, which it may undo
+        for setting in config.SETTINGS.values():
+            patch.delenv(setting.env, raising=False)
+        patch.setenv("PYCAUSET_HOME", str(home))
+        patch.setenv("PYCAUSET_SCRATCH", str(scratch))
+        patch.setattr(config, "_configured", {})
+        yield scratch
 
 
 # ---- nothing is left behind ---------------------------------------------------------------------------------------

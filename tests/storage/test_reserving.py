@@ -48,13 +48,13 @@ def test_a_full_disk_is_found_before_a_memory_map_is_written(
     """Writing through the mapping would kill the process by SIGBUS."""
     path = tmp_path / "a.bin"
     out = np.memmap(path, "float64", "w+", shape=(N, N))
-    monkeypatch.setattr(output, "preallocate", full_disk)
-    with pytest.raises(StoreFullError, match=rf"needs .* but {tmp_path} has .* free"):
-        pycauset.matmul(*product, out=out)
-    with pytest.raises(StoreFullError):
-        pycauset.asmatrix(out)[3:5, 7] = 1.0
-    assert not out.any()
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(output, "preallocate", full_disk)
+        with pytest.raises(StoreFullError, match=rf"needs .* but {tmp_path} has .* free"):
+            pycauset.matmul(*product, out=out)
+        with pytest.raises(StoreFullError):
+            pycauset.asmatrix(out)[3:5, 7] = 1.0
+        assert not out.any()
     pycauset.matmul(*product, out=out)
     np.testing.assert_allclose(out, product[0] @ product[1])
 
