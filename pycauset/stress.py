@@ -128,20 +128,13 @@ class StressResult:
                 f"{format_bytes(self.moved)}, {self.moved / self.bound:.2f} × the bound of {format_bytes(self.bound)}",
             ),
             ("tiles", f"{format_bytes(self.read)} generated, {format_bytes(self.written)} written"),
-            (
-                "peak memory",
-                f"{format_bytes(self.peak)} over idle, limit {format_bytes(self.limit)}: {_verdict(self.peak <= self.limit)}",
-            ),
+            *memory_rows(self.peak, self.limit, self.gpu_peak, self.gpu_limit),
         ]
-        if self.gpu_peak is not None:
-            limit = "none" if self.gpu_limit is None else format_bytes(self.gpu_limit)
-            fits = self.gpu_limit is None or self.gpu_peak <= self.gpu_limit
-            rows.append(("peak GPU memory", f"{format_bytes(self.gpu_peak)}, limit {limit}: {_verdict(fits)}"))
         rows.append(
             (
                 "check",
                 f"scaled residual {self.residual:.2g} with {self.vectors} random vectors, limit {RESIDUAL_LIMIT:g}: "
-                f"{_verdict(self.correct)} ({format_seconds(self.check_seconds)})",
+                f"{verdict(self.correct)} ({format_seconds(self.check_seconds)})",
             )
         )
         if self.output is not None:
@@ -149,8 +142,19 @@ class StressResult:
         return rows
 
 
-def _verdict(good: bool) -> str:
+def verdict(good: bool) -> str:
+    """How a row of the table ends."""
     return "ok" if good else "FAILED"
+
+
+def memory_rows(peak: int, limit: int, gpu_peak: int | None, gpu_limit: int | None) -> list[tuple[str, str]]:
+    """The rows of the table that compare peaks with limits."""
+    rows = [("peak memory", f"{format_bytes(peak)} over idle, limit {format_bytes(limit)}: {verdict(peak <= limit)}")]
+    if gpu_peak is not None:
+        allowed = "none" if gpu_limit is None else format_bytes(gpu_limit)
+        fits = gpu_limit is None or gpu_peak <= gpu_limit
+        rows.append(("peak GPU memory", f"{format_bytes(gpu_peak)}, limit {allowed}: {verdict(fits)}"))
+    return rows
 
 
 def stress(

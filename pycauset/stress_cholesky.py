@@ -42,6 +42,7 @@ from pycauset.seeded import CovarianceStore
 from pycauset.solver.blocked import last_plan
 from pycauset.storage import TileStore, aligned_empty, create_store, open_store
 from pycauset.storage.output import journal_path, resumable_folder
+from pycauset.stress import memory_rows, verdict
 from pycauset.tiling import Rect
 from pycauset.units import format_bytes, format_flops, format_rate, format_seconds
 
@@ -157,34 +158,21 @@ class CholeskyStressResult:
                 f"{format_seconds(self.disk_seconds)} at that speed; the time is {self.seconds / self.disk_seconds:.2f} times it",
             ),
             ("reused", f"{self.reused} of {self.tasks} tasks"),
-            (
-                "peak memory",
-                f"{format_bytes(self.peak)} over idle, limit {format_bytes(self.limit)}: {_verdict(self.peak <= self.limit)}",
-            ),
-        ]
-        if self.gpu_peak is not None:
-            limit = "none" if self.gpu_limit is None else format_bytes(self.gpu_limit)
-            fits = self.gpu_limit is None or self.gpu_peak <= self.gpu_limit
-            rows.append(("peak GPU memory", f"{format_bytes(self.gpu_peak)}, limit {limit}: {_verdict(fits)}"))
-        rows += [
+            *memory_rows(self.peak, self.limit, self.gpu_peak, self.gpu_limit),
             (
                 "check",
                 f"scaled residual {self.residual:.2g} with {self.vectors} random vectors, limit {RESIDUAL_LIMIT:g}: "
-                f"{_verdict(self.residual < RESIDUAL_LIMIT)}",
+                f"{verdict(self.residual < RESIDUAL_LIMIT)}",
             ),
             (
                 "check of tiles",
                 f"scaled residual {self.tile_residual:.2g} in {self.samples} sampled tiles, limit {RESIDUAL_LIMIT:g}: "
-                f"{_verdict(self.tile_residual < RESIDUAL_LIMIT)} (both {format_seconds(self.check_seconds)})",
+                f"{verdict(self.tile_residual < RESIDUAL_LIMIT)} (both {format_seconds(self.check_seconds)})",
             ),
         ]
         if self.output is not None:
             rows.append(("result", os.fspath(self.output)))
         return rows
-
-
-def _verdict(good: bool) -> str:
-    return "ok" if good else "FAILED"
 
 
 def run(

@@ -182,23 +182,7 @@ class Cublas:
         ldb: int,
     ) -> None:
         """``B = alpha op(A)⁻¹ B`` (side ``"L"``) or ``B = alpha B op(A)⁻¹`` (``"R"``) with a triangle A, all column-major."""
-        name = f"cublas{_LETTER[dtype]}trsm_v2"
-        status = _routine(name, "piiiiiippipi")(
-            self._handle,
-            _SIDE[side],
-            _FILL[uplo],
-            _OPERATION[op],
-            int(unit),
-            m,
-            n,
-            _scalar(alpha, dtype),
-            a,
-            lda,
-            b,
-            ldb,
-        )
-        if status:
-            raise CublasError(name, status)
+        self._triangle("trsm_v2", "pipi", dtype, side, uplo, op, unit, m, n, alpha, a, lda, b, ldb)
 
     def trsm_batched(
         self,
@@ -217,24 +201,7 @@ class Cublas:
         count: int,
     ) -> None:
         """:meth:`trsm` for ``count`` pairs of matrices; ``a`` and ``b`` are arrays of their addresses in device memory."""
-        name = f"cublas{_LETTER[dtype]}trsmBatched"
-        status = _routine(name, "piiiiiippipii")(
-            self._handle,
-            _SIDE[side],
-            _FILL[uplo],
-            _OPERATION[op],
-            int(unit),
-            m,
-            n,
-            _scalar(alpha, dtype),
-            a,
-            lda,
-            b,
-            ldb,
-            count,
-        )
-        if status:
-            raise CublasError(name, status)
+        self._triangle("trsmBatched", "pipii", dtype, side, uplo, op, unit, m, n, alpha, a, lda, b, ldb, count)
 
     def trmm(
         self,
@@ -254,22 +221,25 @@ class Cublas:
         ldc: int,
     ) -> None:
         """``C = alpha op(A) B`` (side ``"L"``) or ``C = alpha B op(A)`` (``"R"``) with a triangle A, all column-major."""
-        name = f"cublas{_LETTER[dtype]}trmm_v2"
-        status = _routine(name, "piiiiiippipipi")(
-            self._handle,
-            _SIDE[side],
-            _FILL[uplo],
-            _OPERATION[op],
-            int(unit),
-            m,
-            n,
-            _scalar(alpha, dtype),
-            a,
-            lda,
-            b,
-            ldb,
-            c,
-            ldc,
-        )
+        self._triangle("trmm_v2", "pipipi", dtype, side, uplo, op, unit, m, n, alpha, a, lda, b, ldb, c, ldc)
+
+    def _triangle(
+        self,
+        routine: str,
+        matrices: str,
+        dtype: str,
+        side: str,
+        uplo: str,
+        op: str,
+        unit: bool,
+        m: int,
+        n: int,
+        alpha: complex,
+        *rest: int,
+    ) -> None:
+        """A routine with a triangle: after what all of them take, ``rest`` by the signature ``matrices``."""
+        name = f"cublas{_LETTER[dtype]}{routine}"
+        flags = _SIDE[side], _FILL[uplo], _OPERATION[op], int(unit)
+        status = _routine(name, "piiiiiip" + matrices)(self._handle, *flags, m, n, _scalar(alpha, dtype), *rest)
         if status:
             raise CublasError(name, status)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -24,7 +25,7 @@ __all__ = ["FACTOR", "RESULT", "THIRD", "TriangularDriver", "area", "width"]
 FACTOR, RESULT, THIRD = 0, 1, 2
 
 
-class TriangularDriver(BlockedDriver):
+class TriangularDriver(BlockedDriver, abc.ABC):
     """What the four share: positions, tiles, the problem as the planner sees it, and the operands."""
 
     kind = ""
@@ -143,9 +144,9 @@ class TriangularDriver(BlockedDriver):
 
     # -- tiles by position ----------------------------------------------------------------------------------------
 
+    @abc.abstractmethod
     def tasks(self, plan: BlockedPlan) -> Iterator[TileTask]:
         """The tile tasks, in order."""
-        raise NotImplementedError
 
     def _span(self, position: int, plan: BlockedPlan) -> tuple[int, int]:
         """Rows of op(T) at a position."""

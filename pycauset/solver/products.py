@@ -5,6 +5,7 @@ Each object counts its passes over A, and looks for NaN and infinity in what com
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable
 from contextlib import ExitStack
 from types import TracebackType
@@ -30,7 +31,7 @@ Array = np.ndarray[Any, Any]
 _BAND_BYTES: Final = 32 << 20
 
 
-class Product:
+class Product(abc.ABC):
     """``Y = A X``, or ``Aᴴ A X`` with ``gram``, for blocks X (n, p).
 
     Attributes
@@ -63,15 +64,16 @@ class Product:
             self._blame(x)
         return y
 
+    @abc.abstractmethod
     def _multiply(self, x: Array) -> Array:
-        raise NotImplementedError
+        """The product itself."""
 
     def _blame(self, x: Array) -> None:
         raise NonFiniteError(
             "a product of the matrix with a finite block holds NaN or infinity: the matrix has some, or overflows"
         )
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - most hold nothing
         """Give back what is held."""
 
     def __enter__(self) -> Self:

@@ -71,9 +71,9 @@ class ChunkFormat:
 
     @property
     def bounce_bytes(self) -> int:
-        """Size of the thread's buffer that the indirect path needs: 4 MiB, or one row and a bit."""
+        """Size of the thread's buffer that the indirect path needs: 4 MiB, or one row and a bit, or the whole file."""
         step = self.shape[1] if self.packed else self.row_bytes  # packed: eight rows of bits are one row of bytes
-        return max(BOUNCE_BYTES, round_up(step, ALIGNMENT) + 3 * ALIGNMENT)
+        return min(max(BOUNCE_BYTES, round_up(step, ALIGNMENT)), round_up(self.file_bytes, ALIGNMENT)) + 3 * ALIGNMENT
 
     @property
     def temporary_bytes(self) -> int:

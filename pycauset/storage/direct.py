@@ -64,7 +64,7 @@ def bounce_buffer(nbytes: int = BOUNCE_BYTES) -> Bytes:
     buffer: Bytes | None = getattr(_local, "bounce", None)
     if buffer is None or buffer.size < nbytes:
         _local.bounce = None  # the old one goes before the new one comes
-        buffer = _local.bounce = aligned_empty(-(-max(nbytes, BOUNCE_BYTES) // ALIGNMENT) * ALIGNMENT)
+        buffer = _local.bounce = aligned_empty(-(-nbytes // ALIGNMENT) * ALIGNMENT)
     return buffer
 
 

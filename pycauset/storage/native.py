@@ -221,11 +221,9 @@ class ZarrStore(StagingStore):
         path = f"{self._root}/{key}"
         staged = self._staged.get((i, j))
         if staged is not None:
-            try:
+            with contextlib.suppress(FileNotFoundError):  # then the journal has just put it in its place
                 self._direct = read_chunk(staged, self._form, part, dest, how, direct=self._direct)
                 return
-            except FileNotFoundError:
-                pass  # the journal has just put it in its place
         try:
             self._direct = read_chunk(path, self._form, part, dest, how, direct=self._direct)
         except StoreError:

@@ -18,52 +18,14 @@ from pycauset.errors import (
     StoreExistsError,
     StoreFullError,
 )
-from pycauset.storage import ZarrStore, aligned_empty, as_store, create_store, open_store
+from pycauset.storage import aligned_empty, as_store, create_store, open_store
 from pycauset.storage import commit as commit_module
 from pycauset.storage import journalfile as journalfile_module
 from pycauset.storage.chunkfile import ChunkFormat, chunk_checksum, stage_chunk
 from pycauset.storage.function import FunctionStore
-from pycauset.storage.journal import Journal, open_journal, operand_identity
+from pycauset.storage.journal import open_journal, operand_identity
 from pycauset.tiling import Rect, chunk_grid
-
-N, CHUNK = 40, 16  # ragged: chunks of 16, 16, 8
-TILES = [Rect(r, min(r + 32, N), c, min(c + 32, N)) for r in (0, 32) for c in (0, 32)]
-REQUEST = {"operation": "fill", "arguments": {"lower": True}, "operands": {}, "threads": 2}
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "a.zarr"
-
-
-@pytest.fixture
-def rng() -> np.random.Generator:
-    return np.random.default_rng()
-
-
-def begun(path: Path, **options: object) -> tuple[Journal, ZarrStore]:
-    """A journal of a new output, begun or taken up."""
-    journal = open_journal(path, REQUEST)
-    store = journal.new_output((N, N), "float64", chunks=(CHUNK, CHUNK), **options)
-    journal.begin({"b": 32}, device="cpu")
-    return journal, store
-
-
-def contents(store: ZarrStore, rect: Rect | None = None) -> np.ndarray:
-    rect = rect or Rect(0, *store.shape[:1], 0, store.shape[1])
-    out = np.full(rect.shape, np.nan, store.dtype)
-    store.read(rect, out)
-    return out
-
-
-def fill(journal: Journal, a: np.ndarray, generation: int = 1, tiles: list[Rect] = TILES) -> None:
-    for tile in tiles:
-        journal.write(tile, generation, tile, a[tile.slices])
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(p.name for p in folder.iterdir())
-
+from tests.storage.journalled import CHUNK, REQUEST, TILES, N, begun, contents, fill, names
 
 # ---- tiles on their way -----------------------------------------------------------------------------------------------
 

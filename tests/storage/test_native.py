@@ -184,6 +184,7 @@ def test_a_whole_aligned_chunk_takes_no_buffer(tmp_path: Path, monkeypatch: pyte
     store = create_store(tmp_path / "a.zarr", (64, 192), "float64", chunks=(64, 64))
     assert store.temporary_bytes((64, 64), "float64") == 0
     assert store.temporary_bytes((64, 64), "float32") > 0
+    assert store.temporary_bytes((64, 64), "float32") <= 2 * 64 * 64 * 8  # a small chunk needs no large buffer
     wide64 = aligned_empty((64, 512 * 3), "float64")
     monkeypatch.setattr(chunkfile_module, "bounce_buffer", refuse)
     for k in range(3):
