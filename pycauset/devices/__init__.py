@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import threading
 import warnings
 from typing import TYPE_CHECKING
@@ -17,17 +18,23 @@ if TYPE_CHECKING:
     from pycauset.devices.numpy import NumpyDevice
     from pycauset.hardware.profile import HardwareProfile
 
-__all__ = ["cpu", "gpu", "gpu_is_cold", "kept_pinned_bytes", "pretended_gpu"]
+__all__ = ["cpu", "gpu", "gpu_is_cold", "kept_host_bytes", "kept_pinned_bytes", "pretended_gpu"]
 
 _lock = threading.Lock()
+
+#: Host memory that stays for the next run.
+_KEPT_BYTES = 1 << 30
 
 
 @functools.cache
 def cpu() -> NumpyDevice:
     """The CPU, as a device."""
     from pycauset.devices.numpy import NumpyDevice
+    from pycauset.governor import governor
 
-    return NumpyDevice()
+    device = NumpyDevice(keep=_KEPT_BYTES)
+    governor().add_reclaimer(device.reclaim)
+    return device
 
 
 @functools.cache
@@ -66,6 +73,11 @@ def kept_pinned_bytes() -> int:
     return 0 if device is None else device.kept_bytes
 
 
+def kept_host_bytes() -> int:
+    """The same for ordinary host memory."""
+    return cpu().kept_bytes
+
+
 def pretended_gpu(profile: HardwareProfile, dtype: DTypeLike) -> Device | None:
     """A stand-in for the GPU that a described machine has and this one lacks: plans can be made for it, not run."""
     from pycauset.hardware import current_probe
@@ -83,3 +95,7 @@ def gpu() -> CupyDevice | None:
     with _lock:
         device = _gpu()
     return None if device is None or device.lost else device
+
+
+if hasattr(os, "register_at_fork"):  # what a child inherits is under tickets of its parent's governor
+    os.register_at_fork(after_in_child=cpu.cache_clear)

@@ -23,7 +23,7 @@ from pycauset.devices.cublas import Cublas
 from pycauset.devices.cuda_kernels import CudaKernels
 from pycauset.devices.cuda_lane import CudaCompletion, CudaLane
 from pycauset.devices.lanes import Failure, Span
-from pycauset.devices.memory import PAGE, anonymous_pages, pageable_slab
+from pycauset.devices.memory import PAGE, KeptMemory, anonymous_pages, pageable_slab
 from pycauset.errors import DeviceError, MemoryLimitError, PycausetWarning
 from pycauset.storage.base import TileStore
 from pycauset.tiling import Rect, round_up
@@ -76,7 +76,8 @@ class CupyDevice(Device):
         self._lost: str | None = None
         self._lock = threading.Lock()
         self._stock: list[int] = []
-        self._kept: list[tuple[int, int, Any]] = []
+        # Pinning takes as long as reading the same bytes from a disk.
+        self._kept: KeptMemory[int] = KeptMemory(self._unpin)
         with self.checked("starting CUDA"):
             properties = runtime.getDeviceProperties(runtime.getDevice())
             name = properties["name"]
@@ -197,9 +198,12 @@ class CupyDevice(Device):
     def host_slab(self, nbytes: int, scope: MemoryScope, owner: str) -> Slab:
         """Pinned memory, or ordinary memory with one warning when pinning is denied."""
         size = round_up(nbytes, PAGE)
-        kept = self._kept_slab(size, scope)
+        kept = self._kept.take(size, scope)
         if kept is not None:
-            return kept
+            address, size, ticket = kept
+            slab = Slab(size, ticket, array=_bytes_at(address, size))
+            self._own(slab, address, scope)
+            return slab
         ticket = scope.request("pinned", size, owner=owner)
         if ticket is None:
             _warn_unpinned(size, owner)
@@ -216,58 +220,25 @@ class CupyDevice(Device):
         self._own(slab, address, scope)
         return _bytes_at(address, slab.nbytes)
 
-    # Pinning takes as long as reading the same bytes from a disk, so pinned slabs stay for the next run, under their
-    # tickets but in nobody's scope, until the governor wants them back.
-
     def _own(self, slab: Slab, address: int, scope: MemoryScope) -> None:
         """When the slab is released its pinned memory is kept, ticket and all."""
         slab.address, slab.pinned = address, True
-        slab.on_release(functools.partial(self._keep_slab, slab, address, slab.ticket, scope))
+        self._kept.own(slab, address, scope)
 
-    def _kept_slab(self, size: int, scope: MemoryScope) -> Slab | None:
-        with self._lock:
-            # The smallest that is large enough, and not much larger: all of it counts under the operation's limit.
-            fits = [(kept, i) for i, (_, kept, _) in enumerate(self._kept) if size <= kept <= size + size // 4]
-            index = min(fits)[1] if fits else None
-            entry = None if index is None else self._kept.pop(index)
-        if entry is None:
-            return None
-        address, kept, ticket = entry
-        if scope.adopt(ticket):
-            slab = Slab(kept, ticket, array=_bytes_at(address, kept))
-            self._own(slab, address, scope)
-            return slab
-        self._drop_slab(address, ticket)
-        return None
-
-    def _keep_slab(self, slab: Slab, address: int, ticket: Any, scope: MemoryScope) -> None:
-        slab.ticket = None
-        scope.detach(ticket)
-        with self._lock:
-            self._kept.append((address, slab.nbytes, ticket))
-
-    def _drop_slab(self, address: int, ticket: Any) -> None:
+    def _unpin(self, address: int) -> None:
         if not self.lost:
             self.runtime.freeHost(address)
-        ticket.release()
 
     @property
     def kept_bytes(self) -> int:
         """Bytes of pinned slabs that wait for the next run."""
-        with self._lock:
-            return sum(size for _, size, _ in self._kept)
+        return self._kept.nbytes
 
     def reclaim(self, kind: str, nbytes: int) -> int:
         """Give kept slabs and CuPy's cached blocks back to the governor; returns the bytes freed."""
         freed = 0
         if kind in ("pinned", "host"):
-            while freed < nbytes:
-                with self._lock:
-                    entry = self._kept.pop(0) if self._kept else None
-                if entry is None:
-                    break
-                self._drop_slab(entry[0], entry[2])
-                freed += entry[1]
+            freed = self._kept.reclaim(nbytes)
         elif kind == "device" and not self.lost:
             import cupy
 

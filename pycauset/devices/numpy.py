@@ -11,10 +11,10 @@ from pycauset.devices.base import Device, Lanes, MemoryScope, Mode, Slab
 from pycauset.devices.blas import gemm, rank_k
 from pycauset.devices.elementwise import ELEMENTWISE_KERNELS
 from pycauset.devices.lanes import Failure, Span
-from pycauset.devices.memory import pageable_slab
+from pycauset.devices.memory import PAGE, KeptMemory, pageable_slab
 from pycauset.devices.triangular_kernels import TRIANGULAR_KERNELS
 from pycauset.storage.base import TileStore
-from pycauset.tiling import Rect
+from pycauset.tiling import Rect, round_up
 
 __all__ = ["NumpyDevice"]
 
@@ -61,13 +61,17 @@ def mirror_lower(c: Array, hermitian: bool) -> None:
 
 
 class NumpyDevice(Device):
-    """BLAS on the host's cores. One compute lane: BLAS itself uses all cores."""
+    """BLAS on the host's cores. One compute lane: BLAS itself uses all cores.
+
+    Slabs stay for the next run up to ``keep`` bytes; the governor should know :meth:`reclaim` then.
+    """
 
     kind = "cpu"
     name = "CPU"
     unified = True
 
-    def __init__(self) -> None:
+    def __init__(self, keep: int = 0) -> None:
+        self._kept: KeptMemory[Array] = KeptMemory(lambda _: None, keep)
         self.kernels = {"gemm": _gemm, "rank_k": _rank_k, "scale": _scale, **ELEMENTWISE_KERNELS, **TRIANGULAR_KERNELS}
 
     def lanes(self, *, mode: Mode, failure: Failure, timeline: list[Span] | None, readers: int, writers: int) -> Lanes:
@@ -75,9 +79,26 @@ class NumpyDevice(Device):
         return Lanes(read, write, (compute,))
 
     def device_slab(self, nbytes: int, scope: MemoryScope, owner: str) -> Slab:
-        return pageable_slab(nbytes, scope, owner)
+        kept = self._kept.take(round_up(max(nbytes, 1), PAGE), scope)
+        if kept is None:
+            slab = pageable_slab(nbytes, scope, owner)
+        else:
+            array, size, ticket = kept
+            slab = Slab(size, ticket, array=array, address=array.__array_interface__["data"][0])
+        assert slab.array is not None
+        self._kept.own(slab, slab.array, scope)
+        return slab
 
     host_slab = device_slab
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of slabs that wait for the next run."""
+        return self._kept.nbytes
+
+    def reclaim(self, kind: str, nbytes: int) -> int:
+        """Give kept slabs back to the governor; returns the bytes freed."""
+        return self._kept.reclaim(nbytes) if kind in ("pinned", "host") else 0
 
     def view(self, slab: Slab, offset: int, shape: tuple[int, int], dtype: np.dtype[Any]) -> Array:
         assert slab.array is not None

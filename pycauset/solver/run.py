@@ -89,7 +89,7 @@ def operation_limits(memory: Any = None, gpu_memory: Any = None, *, result: int 
     """
     host, device = named_limit(memory, "memory"), named_limit(gpu_memory, "gpu_memory")
     held = governor()
-    available, reserve = _steady(held.available("host")), 0
+    available, reserve = _steady(held.available("host") + devices.kept_host_bytes()), 0
     if host is not None:
         host = max(host - result, 1)
         reserve = min(_HOST_RESERVE, host // 2)
