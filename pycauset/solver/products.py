@@ -14,7 +14,7 @@ from typing import Any, Final, Self
 import numpy as np
 
 from pycauset.devices.base import Device
-from pycauset.devices.blas import hemv
+from pycauset.devices.blas import adjoint_product, hemv, product
 from pycauset.drivers.block_product import BlockProductDriver
 from pycauset.drivers.slots import temporary_bytes
 from pycauset.drivers.streamer import AsyncStreamer
@@ -118,11 +118,11 @@ class ArrayProduct(Product):
     def _bands(self, x: Array) -> Array:
         a = self._a
         if a.dtype == self._dtype:
-            return np.asarray(a @ np.ascontiguousarray(x))
+            return product(a, x)
         y = np.empty((a.shape[0], x.shape[1]), self._dtype)
         step = max(1, _BAND_BYTES // max(1, a.shape[1] * self._dtype.itemsize))
         for r in range(0, a.shape[0], step):
-            np.matmul(a[r : r + step].astype(self._dtype), x, out=y[r : r + step])
+            y[r : r + step] = product(a[r : r + step].astype(self._dtype), x)
         return y
 
     def _gram_product(self, x: Array) -> Array:
@@ -132,8 +132,8 @@ class ArrayProduct(Product):
         step = max(1, (4 << 20) // max(1, a.shape[1] * self._dtype.itemsize))
         for r in range(0, a.shape[0], step):
             band = np.asarray(a[r : r + step], self._dtype)
-            part = np.matmul(band, x, out=forward[r : r + step])
-            z += (part.conj().T @ band).conj().T
+            part = forward[r : r + step] = product(band, x)
+            z += adjoint_product(band, part)
         self.forward = forward
         return z
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pycauset.devices.blas import gemm, rank_k, trmm, trsm
+from pycauset.devices.blas import adjoint_product, gemm, product, rank_k, trmm, trsm
 
 DTYPES = ("float32", "float64", "complex64", "complex128")
 OP = {"N": lambda x: x, "T": lambda x: x.T, "H": lambda x: x.conj().T}
@@ -126,3 +126,30 @@ def test_other_threads_run_during_a_call():
     stop.set()
     thread.join()
     assert max(counted) > 100
+
+
+LAYOUTS = {
+    "rows": lambda x: x,
+    "columns": np.asfortranarray,
+    "apart": lambda x: np.repeat(np.repeat(x, 2, axis=0), 3, axis=1)[::2, ::3],
+    "backwards": lambda x: np.ascontiguousarray(x[::-1])[::-1],
+    "strip": lambda x: np.hstack([x, x])[:, : x.shape[1]],
+}
+
+
+@given(
+    st.integers(0, 7), st.integers(0, 7), st.integers(0, 7), st.sampled_from(DTYPES),
+    st.sampled_from(list(LAYOUTS)), st.sampled_from(list(LAYOUTS)), st.integers(0, 2**32 - 1),
+)  # fmt: skip
+def test_products_as_new_arrays(m, n, k, dtype, layout_a, layout_b, seed):
+    rng = np.random.default_rng(seed)
+    x, y, z = (padded(rng, shape, dtype, 0)[0] for shape in ((m, k), (k, n), (k, m)))
+    a, b, t = LAYOUTS[layout_a](x), LAYOUTS[layout_b](y), LAYOUTS[layout_a](z)
+    copies = a.copy(), b.copy(), t.copy()
+    c, d = product(a, b), adjoint_product(t, b)
+    assert c.shape == d.shape == (m, n)
+    assert c.dtype == d.dtype == np.dtype(dtype)
+    assert close(c, x.astype(np.complex128) @ y, k)
+    assert close(d, z.astype(np.complex128).conj().T @ y, k)
+    for before, after in zip(copies, (a, b, t), strict=True):
+        np.testing.assert_array_equal(before, after)
