@@ -6,6 +6,7 @@ working. A message names the offending thing, its value, the limit it broke, and
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from numpy.linalg import LinAlgError
@@ -108,7 +109,9 @@ class NonFiniteError(PycausetError, ValueError):
 
 
 class NotConvergedError(PycausetError, RuntimeError):
-    """An iteration ended before it had all that was asked for (SciPy's ``ArpackNoConvergence``).
+    """An iteration ended before it had all that was asked for.
+
+    Where ``scipy.sparse.linalg`` is loaded, it is an instance of SciPy's ``ArpackNoConvergence``, too.
 
     Attributes
     ----------
@@ -117,9 +120,18 @@ class NotConvergedError(PycausetError, RuntimeError):
     statistics : EigenStatistics or None
     """
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> NotConvergedError:
+        scipy = sys.modules.get("scipy.sparse.linalg")  # who has not loaded it cannot be waiting for its error
+        if scipy is not None and cls is NotConvergedError:
+            cls = type(cls.__name__, (cls, scipy.ArpackNoConvergence), {"__module__": cls.__module__, "__doc__": cls.__doc__})
+        return super().__new__(cls, *args)
+
     def __init__(self, message: str, *, eigenvalues: Any = (), eigenvectors: Any = None, statistics: Any = None) -> None:
-        super().__init__(message)
+        RuntimeError.__init__(self, message)
         self.eigenvalues, self.eigenvectors, self.statistics = eigenvalues, eigenvectors, statistics
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return NotConvergedError, self.args, self.__dict__
 
 
 class NotHermitianError(PycausetError, LinAlgError):

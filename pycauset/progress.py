@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from time import monotonic
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeAlias
 
 from pycauset import config
 from pycauset.errors import ConfigError
@@ -22,10 +22,17 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
-__all__ = ["ProgressOption", "reporter"]
+__all__ = ["ProgressOption", "Report", "reporter"]
 
 ProgressOption: TypeAlias = Callable[[float, float], object] | bool | None
 """``progress``: None (the setting decides, else a bar on a terminal), True, False, or ``f(done, total)``."""
+
+
+class Report(Protocol):
+    """Takes the amount of work done so far, and, of an iteration, what it is at: shown where else the rate stands."""
+
+    def __call__(self, done: float, note: str = "") -> None: ...
+
 
 _PATIENCE: Final = 2.0  # seconds of work before a bar appears by itself
 _REDRAW: Final = 0.2
@@ -34,7 +41,7 @@ _FORMATS: Final = {"flop": format_flops, "byte": format_rate}
 
 def reporter(
     progress: ProgressOption, title: str, total: float, *, unit: Literal["flop", "byte"] = "flop"
-) -> AbstractContextManager[Callable[[float], None]]:
+) -> AbstractContextManager[Report]:
     """Return a context manager whose function takes the amount of work done so far.
 
     Parameters
@@ -71,13 +78,13 @@ def reporter(
     return _Bar(title, total, unit, patience=0.0 if wish else _PATIENCE)
 
 
-def _nothing(done: float) -> None:
+def _nothing(done: float, note: str = "") -> None:
     """Quiet."""
 
 
 @contextlib.contextmanager
-def _passed_on(call: Callable[[float, float], object], total: float) -> Iterator[Callable[[float], None]]:
-    def report(done: float) -> None:
+def _passed_on(call: Callable[[float, float], object], total: float) -> Iterator[Report]:
+    def report(done: float, note: str = "") -> None:
         call(done, total)
 
     yield report
@@ -100,9 +107,10 @@ class _Bar:
         self._bar: RichProgress | None = None
         self._task: TaskID
         self._done = 0.0
+        self._note = ""
         self._broken = False
 
-    def __enter__(self) -> Callable[[float], None]:
+    def __enter__(self) -> Report:
         self._begin, self._next = (t := monotonic()), t + (self._next - self._begin)
         return self._report
 
@@ -112,8 +120,8 @@ class _Bar:
                 self._draw(monotonic())
                 self._bar.stop()
 
-    def _report(self, done: float) -> None:
-        self._done = done
+    def _report(self, done: float, note: str = "") -> None:
+        self._done, self._note = done, note
         now = monotonic()
         if now < self._next or self._broken:
             return
@@ -150,4 +158,6 @@ class _Bar:
         spent = now - self._begin
         rate = self._done / spent if spent > 0 else 0.0
         left = f"{format_seconds((self._total - self._done) / rate)} left" if 0 < self._done < self._total and rate > 0 else ""
-        self._bar.update(self._task, completed=self._done, rate=self._format(rate) if rate else "", left=left, refresh=True)
+        self._bar.update(
+            self._task, completed=self._done, rate=self._note or (self._format(rate) if rate else ""), left=left, refresh=True
+        )

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from pycauset.drivers.ritz import GENERAL, HERMITIAN, preference
-from pycauset.errors import ConfigError
+from pycauset.drivers.ritz import GENERAL, HERMITIAN
+from pycauset.errors import ConfigError, NotConvergedError
+from pycauset.linalg.convergence import watched
 from pycauset.linalg.krylov import EigenStatistics, Request, check_residuals, pairs, pairs_residuals
-from pycauset.linalg.operators import Operator, operator
-from pycauset.linalg.spectral import Transformed, transformed
-from pycauset.linalg.triangles import check_hermitian
+from pycauset.linalg.operators import Operator, operator, seeded_start
+from pycauset.linalg.spectral import Pencil, Transformed, pencil
+from pycauset.linalg.whole import pairs_by_lapack
 from pycauset.solver.products import Product
 from pycauset.solver.run import clean_stop, operation_limits
 
@@ -33,7 +34,10 @@ def eigsh(
     maxiter: int | None = None,
     tol: float = 0,
     return_eigenvectors: bool = True,
+    Minv: Any = None,
+    OPinv: Any = None,
     mode: str = "normal",
+    rng: Any = None,
     *,
     block_size: int | None = None,
     check: bool = False,
@@ -54,13 +58,15 @@ def eigsh(
         Hermitian, which is believed: of a matrix on disk only the tiles on and below the diagonal are read.
     k : int
         Eigenvalues wanted. From ``n - 1`` on, and for n up to 64, LAPACK takes the whole matrix.
-    M : Matrix or array_like (n, n), optional
-        Positive definite; factored by `cholesky`.
+    M : Matrix, array_like or sparse matrix (n, n), or path, optional
+        Positive definite; factored by `cholesky`, and for that a sparse one becomes a dense array.
     sigma : float, optional
         Find the eigenvalues near sigma, by solves with ``A - sigma M``, which must be positive or negative definite: sigma on one
-        side of all eigenvalues. (An indefinite factorisation comes with a later version.) SciPy sparse matrices take any sigma.
+        side of all eigenvalues. (An indefinite factorisation comes with a later version.) SciPy sparse matrices take any sigma,
+        and so does whatever comes with an ``OPinv``.
     which : {"LM", "SM", "LA", "SA", "BE"}
-        Largest or smallest magnitude, largest or smallest algebraic, or half from each end; with sigma, of ``1 / (λ - sigma)``.
+        Largest or smallest magnitude, largest or smallest algebraic, or half from each end; with sigma, of ``1 / (λ - sigma)``,
+        or of what ``mode`` says.
         The smallest magnitudes lie inside most spectra, where only a large basis finds them: prefer ``sigma=0`` if A is definite.
     v0 : array_like (n,) or (n, p), optional
         Where to start.
@@ -71,8 +77,17 @@ def eigsh(
     tol : float
         Wanted: ``‖A x - λ x‖ <= tol ‖A‖``. Values below machine precision, such as 0, mean machine
         precision: as far as rounding allows, at worst about ``20 n^½ ε ‖A‖`` (``200 n^½ ε ‖A‖`` in `eigs`).
+        With M or sigma this, and what the statistics say, is of the transformed problem that is iterated on.
     return_eigenvectors : bool
-    mode : {"normal"}
+    Minv : optional
+        Not taken: M is factored.
+    OPinv : ndarray, sparse matrix or LinearOperator (n, n), optional
+        ``(A - sigma M)⁻¹``, instead of a factorisation; multiplies blocks of vectors. A may then be a LinearOperator.
+    mode : {"normal", "buckling", "cayley"}
+        With sigma: iterate on ``1 / (λ - sigma)``, on ``λ / (λ - sigma)`` (then A must be positive definite, M need not be),
+        or on ``(λ + sigma) / (λ - sigma)``.
+    rng : int or numpy.random.Generator, optional
+        Draws the starting vector, if there is no v0. By default it is the same in each run.
     block_size : int, optional
         Vectors that each pass over A multiplies. An eigenvalue that is repeated more often than that may be found less often.
     check : bool
@@ -81,15 +96,16 @@ def eigsh(
         Return an `EigenStatistics` too, with the history of convergence.
     memory, gpu_memory : int or str, optional
         Bytes that the operation may take beyond what the process holds already.
-    progress : callable, optional
-        Called with the number of converged pairs and k after each test of convergence.
+    progress : bool or callable, optional
+        As in `matmul`: a bar with passes, converged pairs and the present residual; a callable gets the number of converged pairs
+        and k after each pass.
 
     Returns
     -------
     w : ndarray (k,)
         Ascending.
     v : ndarray (n, k)
-        Orthonormal columns; with M, orthonormal in its inner product.
+        Orthonormal columns; with M, orthonormal in its inner product (with ``mode="buckling"`` in that of A).
     stats : EigenStatistics
         If asked for.
 
@@ -116,21 +132,14 @@ def eigsh(
     """
     name = "eigsh"
     a = operator(name, A)
-    if mode != "normal":
-        raise ConfigError(f'{name}: mode is {mode!r}; there is "normal" (buckling and Cayley need an indefinite factorisation)')
-    if sigma is not None and np.iscomplexobj(sigma):
-        raise ConfigError(f"{name}: sigma is {sigma!r}; the eigenvalues of a Hermitian matrix are real, so must be the shift")
-    options = {"tol": tol, "maxiter": maxiter, "ncv": ncv, "block_size": block_size, "v0": v0, "progress": progress}
+    changed = pencil(a, M, sigma, mode=mode, minv=Minv, opinv=OPinv, hermitian=True)
+    a = a if changed is None else changed.a
+    v0 = seeded_start(name, a.shape[0], v0, rng)
+    options = {"tol": tol, "maxiter": maxiter, "ncv": ncv, "block_size": block_size, "v0": v0}
     request = Request.of(name, a.shape[0], k, which, HERMITIAN, a.dtype, **options)
-    if check and a.matrix is not None:
-        check_hermitian(name, a.matrix.store, operation_limits(memory, gpu_memory).memory)
-    with clean_stop():
-        if M is not None or sigma is not None:
-            with transformed(request, a, M, sigma, memory, gpu_memory) as changed:
-                found = _find(request, "hermitian", a, memory, gpu_memory, changed)
-        else:
-            found = _find(request, "hermitian", a, memory, gpu_memory, None)
-    values, vectors, stats = found
+    if check:
+        a.check_hermitian(operation_limits(memory, gpu_memory).memory)
+    values, vectors, stats = _find(request, "hermitian", a, changed, memory, gpu_memory, progress)
     order = np.argsort(values.real, kind="stable")
     return _returned(values[order].real, vectors[:, order], stats, order, return_eigenvectors, return_stats, return_history)
 
@@ -146,6 +155,10 @@ def eigs(
     maxiter: int | None = None,
     tol: float = 0,
     return_eigenvectors: bool = True,
+    Minv: Any = None,
+    OPinv: Any = None,
+    OPpart: Any = None,
+    rng: Any = None,
     *,
     block_size: int | None = None,
     return_stats: bool = False,
@@ -154,7 +167,7 @@ def eigs(
     gpu_memory: int | float | str | None = None,
     progress: Any = None,
 ) -> Any:
-    """Find k eigenvalues and right eigenvectors of a general square matrix: ``A x = λ x``.
+    """Find k eigenvalues and right eigenvectors of a general square matrix: ``A x = λ x``, or ``A x = λ M x``.
 
     Block Krylov-Schur with thick restarts. A real matrix stays in real arithmetic, and conjugate pairs stay together on the way;
     if the k-th value wanted is the first of a pair, its conjugate is not returned. The eigenvalues of a matrix that is known to
@@ -162,20 +175,28 @@ def eigs(
 
     Parameters
     ----------
-    A, k, v0, ncv, maxiter, tol, return_eigenvectors, block_size, return_stats, return_history, memory, gpu_memory, progress
+    A, k, v0, ncv, maxiter, tol, return_eigenvectors, rng, block_size, return_stats, return_history, memory, gpu_memory, progress
         As in `eigsh`.
-    M, sigma : optional
-        Need an LU factorisation, which matrices do not have yet; SciPy sparse matrices take sigma. For Hermitian
-        problems see `eigsh`.
+    M : Matrix, array_like or sparse matrix (n, n), or path, optional
+        Hermitian positive definite, factored by `cholesky`. With ``Minv`` or ``sigma`` any matrix, or a LinearOperator.
+    sigma : complex, optional
+        Find the eigenvalues near sigma, by solves with ``A - sigma M``: of sparse matrices, of definite matrices that are
+        known to be Hermitian, or by ``OPinv``. (An LU factorisation of others comes with a later version.) A complex shift
+        makes the arithmetic complex.
     which : {"LM", "SM", "LR", "SR", "LI", "SI"}
-        Largest or smallest magnitude, real part, or imaginary part (of a real matrix: its absolute value).
+        Largest or smallest magnitude, real part, or imaginary part (of a real matrix: its absolute value); with sigma, of
+        ``1 / (λ - sigma)``.
+    Minv, OPinv : ndarray, sparse matrix or LinearOperator (n, n), optional
+        ``M⁻¹``, and ``(A - sigma M)⁻¹``, instead of factorisations.
+    OPpart : optional
+        Not taken: SciPy's way to complex shifts in real arithmetic.
 
     Returns
     -------
     w : ndarray (k,), complex
         The most wanted first.
     v : ndarray (n, k), complex
-        Columns of length one.
+        Columns of length one; with M that is factored, in its inner product.
     stats : EigenStatistics
         If asked for.
 
@@ -197,34 +218,38 @@ def eigs(
     """
     name = "eigs"
     a = operator(name, A)
-    options = {"tol": tol, "maxiter": maxiter, "ncv": ncv, "block_size": block_size, "v0": v0, "progress": progress}
+    if OPpart is not None:
+        raise ConfigError(f"{name}: OPpart is {OPpart!r}; complex shifts are taken in complex arithmetic here, leave it out")
+    changed = pencil(a, M, sigma, minv=Minv, opinv=OPinv, hermitian=False)
+    a = a if changed is None else changed.a
+    v0 = seeded_start(name, a.shape[0], v0, rng)
+    options = {"tol": tol, "maxiter": maxiter, "ncv": ncv, "block_size": block_size, "v0": v0}
     request = Request.of(name, a.shape[0], k, which, GENERAL, a.dtype, **options)
-    if M is not None or sigma is not None:
-        raise ConfigError(
-            f"{name}: {'M' if M is not None else 'sigma'} needs an LU factorisation, which comes with a later version; "
-            "eigsh takes both for Hermitian problems, and scipy.sparse.linalg.eigs for matrices that fit in memory"
-        )
-    kind = "skew" if a.mirror(False) == "skew" and a.dtype.kind != "c" else "general"
-    with clean_stop():
-        values, vectors, stats = _find(request, kind, a, memory, gpu_memory, None)
+    skew = a.mirror(False) == "skew" and a.dtype.kind != "c" and sigma is None and Minv is None
+    values, vectors, stats = _find(request, "skew" if skew else "general", a, changed, memory, gpu_memory, progress)
     order = np.arange(len(values))
     return _returned(values, vectors, stats, order, return_eigenvectors, return_stats, return_history)
 
 
 def _find(
-    request: Request, kind: str, a: Operator, memory: Any, gpu_memory: Any, changed: Transformed | None
+    request: Request, kind: str, a: Operator, pencil: Pencil | None, memory: Any, gpu_memory: Any, progress: Any
 ) -> tuple[Array, Array, EigenStatistics]:
     """The k most wanted pairs."""
     limits = operation_limits(memory, gpu_memory)
-    with limits.scope(request.name) as scope, ExitStack() as stack:
-        if request.small and changed is None:
-            with a.whole(scope):
-                return _by_lapack(request, kind, a)
+    with clean_stop(), limits.scope(request.name) as scope, ExitStack() as stack:
+        if request.k >= request.n - 1 or (request.small and pencil is None):
+            return pairs_by_lapack(request, kind, a, pencil, scope)
+        changed = None
+        if pencil is not None:
+            quiet = False if callable(progress) else progress  # a caller's function is told of pairs, not of operations
+            changed = Transformed(pencil, scope, stack, memory, gpu_memory, quiet)
+            request.start = None if request.start is None else changed.down(request.start)
+        request.progress = stack.enter_context(watched(progress, request.name, request.k))
         mirror = a.mirror(kind == "hermitian")
 
         def open_product(width: int, taken: int) -> Product:
             if changed is not None:
-                return changed.product
+                return changed.open(width, taken, limits)
             return a.product(width, limits, scope, mirror=mirror, taken=taken)
 
         costly = a.passes_cost(limits) or changed is not None
@@ -233,10 +258,13 @@ def _find(
         values, vectors = ritz.values[:count], machine.vectors(ritz, count)
         residuals = pairs_residuals(product, values, vectors, request.dtype)
         stats = _statistics(machine, product, residuals)
-        check_residuals(request, machine, values, vectors, residuals, stats)
-        if changed is not None:
-            values, vectors = changed.back(values, vectors)
-    return values, vectors, stats
+        try:
+            check_residuals(request, machine, values, vectors, residuals, stats)
+        except NotConvergedError as error:
+            if changed is not None:
+                error.eigenvalues, error.eigenvectors = changed.back(error.eigenvalues, error.eigenvectors)
+            raise
+        return (*(changed.back(values, vectors) if changed is not None else (values, vectors)), stats)
 
 
 def _statistics(machine: Any, product: Product, residuals: Array) -> EigenStatistics:
@@ -251,34 +279,6 @@ def _statistics(machine: Any, product: Product, residuals: Array) -> EigenStatis
         residuals,
         tuple(machine.history),
     )
-
-
-def _by_lapack(request: Request, kind: str, a: Operator) -> tuple[Array, Array, EigenStatistics]:
-    import scipy.linalg
-
-    from pycauset.linalg.operands import in_memory
-    from pycauset.solver.products import blame
-    from pycauset.storage import ArrayStore
-    from pycauset.tiling import Rect
-
-    dense = a.dense()
-    if not np.isfinite(dense).all():
-        store = a.matrix.store if a.matrix is not None else ArrayStore(dense)
-        blame(store if in_memory(store) is None else ArrayStore(dense), [Rect(0, request.n, 0, request.n)])
-    if kind == "hermitian":
-        values, vectors = scipy.linalg.eigh(dense, check_finite=False)
-    elif kind == "skew":
-        turned, vectors = scipy.linalg.eigh(0.5j * (dense - dense.T), check_finite=False)
-        values = -1j * turned
-    else:
-        values, vectors = scipy.linalg.eig(dense, check_finite=False)
-    order = preference(values, request.which, real=dense.dtype.kind != "c" and kind != "hermitian")[: request.k]
-    values, vectors = values[order], vectors[:, order]
-    if kind == "hermitian":
-        dense = np.tril(dense) + np.tril(dense, -1).conj().T
-    residuals = np.linalg.norm(dense @ vectors - vectors * values, axis=0)
-    norm = float(np.linalg.norm(dense, 2)) if request.n else 0.0
-    return values, vectors, EigenStatistics(1, request.n, 0, 0, 0, 0, norm, residuals)
 
 
 def _returned(

@@ -69,7 +69,7 @@ class Request:
     ncv: int | None
     block: int | None
     start: Array | None
-    progress: Callable[[int, int], object] | None = None
+    progress: Callable[[ArnoldiDriver], object] | None = None
 
     @classmethod
     def of(
@@ -86,7 +86,6 @@ class Request:
         ncv: Any = None,
         block_size: Any = None,
         v0: Any = None,
-        progress: Any = None,
     ) -> Request:
         """Check the arguments.
 
@@ -109,6 +108,8 @@ class Request:
         start = None
         if v0 is not None:
             start = np.asarray(v0)
+            if start.dtype.kind not in "biufc":
+                raise ConfigError(f"{name}: v0 holds {start.dtype}; it must hold numbers")
             start = start.reshape(-1, 1) if start.ndim == 1 else start
             if start.ndim != 2 or start.shape[0] != n or start.shape[1] == 0:
                 raise ShapeError(f"{name}: v0 has shape {np.shape(v0)}; it must be ({n},), or ({n}, p) for a block")
@@ -127,7 +128,6 @@ class Request:
             ncv,
             None if block_size is None else _count(name, "block_size", block_size),
             start,
-            progress if callable(progress) else None,
         )
 
     @property
@@ -187,13 +187,13 @@ def pairs(
     tell = request.progress
 
     def multiply(x: Array) -> Array:
-        if tell is not None and machine.history:
-            tell(machine.history[-1].converged, request.k)
+        if tell is not None:
+            tell(machine)
         return product(x)
 
     ritz = drive(machine.run(), multiply)
     if tell is not None:
-        tell(machine.history[-1].converged, request.k)
+        tell(machine)
     return machine, ritz, product
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,15 +12,16 @@ import numpy as np
 
 from pycauset import config, devices
 from pycauset.devices.base import Device
-from pycauset.errors import BackendError, DtypeError, ShapeError
+from pycauset.errors import BackendError, ConfigError, DtypeError, NonFiniteError, NotHermitianError, ShapeError
 from pycauset.governor import Scope, Ticket
 from pycauset.linalg.operands import dimensions, in_memory, kernel_type
 from pycauset.matrix import Matrix, asmatrix
 from pycauset.properties import known
-from pycauset.solver.products import ArrayProduct, CalledProduct, Product, StreamedProduct
+from pycauset.solver.products import ArrayProduct, CalledProduct, Product, StreamedProduct, blame
 from pycauset.solver.run import Limits
+from pycauset.tiling import Rect
 
-__all__ = ["Operator", "operator"]
+__all__ = ["Called", "Operator", "operator", "seeded_start"]
 
 Array = np.ndarray[Any, Any]
 
@@ -112,8 +115,8 @@ class Operator:
             return np.asarray(linear.conj().T @ x)
 
         if not gram:
-            return CalledProduct(forth, self.dtype)
-        return CalledProduct(back, self.dtype, forth) if gram == "tall" else CalledProduct(forth, self.dtype, back)
+            return Called(self, forth, self.dtype)
+        return Called(self, back, self.dtype, forth) if gram == "tall" else Called(self, forth, self.dtype, back)
 
     def whole(self, scope: Scope) -> Ticket:
         """A ticket for all elements in RAM and for what LAPACK takes.
@@ -132,6 +135,123 @@ class Operator:
         if self.matrix is not None:
             return self.matrix.to_numpy(force=True).astype(self.dtype)
         return np.asarray(self.linear @ np.eye(n, dtype=self.dtype), self.dtype)
+
+    @property
+    def sparse(self) -> bool:
+        """Whether this is a sparse matrix of SciPy's."""
+        import sys
+
+        module = sys.modules.get("scipy.sparse")
+        return bool(self.linear is not None and module is not None and module.issparse(self.linear))
+
+    def elements(self, what: str, scope: Scope, stack: ExitStack) -> Matrix:
+        """The matrix, for a factorisation; a sparse one as a dense array, under a ticket that ``stack`` gives back.
+
+        Raises
+        ------
+        ConfigError
+            For a LinearOperator, whose elements nobody can read.
+        MemoryLimitError
+            If a dense array does not fit.
+        """
+        if self.matrix is not None:
+            return self.matrix
+        if not self.sparse:
+            raise ConfigError(f"{self.name}: {what} must be factored, and a LinearOperator has no elements; give a matrix")
+        nbytes = self.shape[0] * self.shape[1] * self.dtype.itemsize
+        stack.enter_context(scope.require("host", nbytes, owner=f"{self.name}: sparse {what} as a dense array"))
+        return asmatrix(self.linear.toarray())
+
+    def check_hermitian(self, memory: int | None) -> None:
+        """Compare every element with its mirror image.
+
+        Raises
+        ------
+        NotHermitianError
+            With the first that differs.
+        ConfigError
+            For a LinearOperator.
+        """
+        from pycauset.linalg.triangles import check_hermitian
+
+        if self.matrix is not None:
+            check_hermitian(self.name, self.matrix.store, memory)
+            return
+        if not self.sparse:
+            raise ConfigError(f"{self.name}: check=True compares elements, and a LinearOperator has none; leave check out")
+        entries = (self.linear - self.linear.conj().T).tocoo()
+        bad = np.flatnonzero(entries.data != 0)
+        if len(bad):
+            i, j = sorted((int(entries.row[bad[0]]), int(entries.col[bad[0]])), reverse=True)
+            raise NotHermitianError(f"{self.name}: a[{i}, {j}] is not the conjugate of a[{j}, {i}]; symmetrize a", index=(i, j))
+
+    # -- NaN and infinity ---------------------------------------------------------------------------------------------
+
+    def look(self, what: str = "A") -> None:
+        """Look for NaN and infinity among the elements.
+
+        Raises
+        ------
+        NonFiniteError
+            With the tile, row and column of the first; a LinearOperator shows nothing.
+        """
+        if self.matrix is not None:
+            store = self.matrix.store
+            (m, n), (h, w) = store.shape, (1024, 1024) if in_memory(store) is not None else store.chunks
+            for r in range(0, m, h):
+                for c in range(0, n, w):
+                    rect = Rect(r, min(r + h, m), c, min(c + w, n))
+                    tile = np.empty(rect.shape, store.dtype)
+                    store.read(rect, tile)
+                    if not np.isfinite(tile).all():
+                        blame(store, [rect])
+        elif self.sparse:
+            entries = self.linear.tocoo()
+            bad = np.flatnonzero(~np.isfinite(entries.data))
+            if len(bad):
+                i, j, value = (array[bad[0]] for array in (entries.row, entries.col, entries.data))
+                raise NonFiniteError(
+                    f"{self.name}: {what}, a sparse matrix, holds {value} at row {i}, column {j}; eigenvalues and singular "
+                    "values need a finite matrix"
+                )
+
+    def blame(self) -> None:
+        """Say why a product holds NaN or infinity.
+
+        Raises
+        ------
+        NonFiniteError
+            Always.
+        """
+        self.look()
+        if self.matrix is None and not self.sparse:
+            raise NonFiniteError(f"{self.name}: the LinearOperator gives NaN or infinity for a finite block of vectors")
+        raise NonFiniteError(f"{self.name}: a product with the matrix overflows {self.dtype}; scale it, or take a wider type")
+
+
+class Called(CalledProduct):
+    """Products by functions, that can say where NaN came from.
+
+    Parameters
+    ----------
+    of : Operator
+        What is multiplied with.
+    call, dtype, forward
+        As `CalledProduct` takes them.
+    """
+
+    def __init__(
+        self,
+        of: Operator,
+        call: Callable[[Array], Array],
+        dtype: np.dtype[Any],
+        forward: Callable[[Array], Array] | None = None,
+    ) -> None:
+        super().__init__(call, dtype, forward)
+        self._of = of
+
+    def _blame(self, x: Array) -> None:
+        self._of.blame()
 
 
 def operator(name: str, a: Any, *, square: bool = True) -> Operator:
@@ -160,6 +280,22 @@ def operator(name: str, a: Any, *, square: bool = True) -> Operator:
     if square and made.shape[0] != made.shape[1]:
         raise ShapeError(f"{name}: A has shape {made.shape}; it must be square")
     return made
+
+
+def seeded_start(name: str, n: int, v0: Any, rng: Any) -> Any:
+    """``v0``, or without one a random vector from the caller's generator, if there is one.
+
+    Raises
+    ------
+    ConfigError
+        If that is no generator and no seed.
+    """
+    if v0 is not None or rng is None:
+        return v0
+    try:
+        return np.random.default_rng(rng).standard_normal(n)
+    except (TypeError, ValueError):
+        raise ConfigError(f"{name}: rng is {rng!r}; it must be a seed or a numpy.random.Generator") from None
 
 
 def _is_linear(a: Any) -> bool:

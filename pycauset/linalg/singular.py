@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 
 from pycauset.errors import ConfigError, NotConvergedError
+from pycauset.linalg.convergence import watched
 from pycauset.linalg.krylov import EigenStatistics, Request, pairs
-from pycauset.linalg.operators import Operator, operator
+from pycauset.linalg.operators import Operator, operator, seeded_start
+from pycauset.progress import reporter
 from pycauset.solver.products import Product
 from pycauset.solver.run import clean_stop, operation_limits
 
@@ -28,7 +30,11 @@ def svds(
     v0: Any = None,
     maxiter: int | None = None,
     return_singular_vectors: bool | str = True,
+    solver: str = "arpack",
+    rng: Any = None,
+    options: dict[str, Any] | None = None,
     *,
+    random_state: Any = None,
     block_size: int | None = None,
     return_stats: bool = False,
     return_history: bool = False,
@@ -56,6 +62,12 @@ def svds(
         Where to start.
     return_singular_vectors : bool, "u" or "vh"
         Which vectors to return; the others are None.
+    solver : {"arpack"}
+        There is one method, Lanczos as in ARPACK; SciPy's other names are refused.
+    rng, random_state : int or numpy.random.Generator, optional
+        Draws the starting vector, if there is no v0. One argument with SciPy's two names.
+    options : optional
+        Must be empty, as in SciPy.
     ncv, maxiter, block_size, return_stats, return_history, memory, gpu_memory, progress
         As in `eigsh`.
 
@@ -83,11 +95,16 @@ def svds(
     name = "svds"
     if return_singular_vectors not in (True, False, "u", "vh"):
         raise ConfigError(f'{name}: return_singular_vectors is {return_singular_vectors!r}; it must be True, False, "u" or "vh"')
+    if solver != "arpack":
+        raise ConfigError(f'{name}: solver is {solver!r}; there is one method, block Lanczos on AᴴA, which answers to "arpack"')
+    if options:
+        raise ConfigError(f"{name}: options is {options!r}; there are none")
     a = operator(name, A, square=False)
     order = min(a.shape)
-    options = {"tol": tol, "maxiter": maxiter, "ncv": ncv, "block_size": block_size, "v0": v0, "progress": progress}
-    request = Request.of(name, order, k, which, ("LM", "SM"), a.dtype, **options)
-    with clean_stop():
+    v0 = seeded_start(name, order, v0, random_state if rng is None else rng)
+    numbers = {"tol": tol, "maxiter": maxiter, "ncv": ncv, "block_size": block_size, "v0": v0}
+    request = Request.of(name, order, k, which, ("LM", "SM"), a.dtype, **numbers)
+    with clean_stop(), watched(progress, name, request.k) as request.progress:
         u, s, vh, stats = _by_lapack(request, a, memory) if request.small else _iterate(request, a, tol == 0, memory, gpu_memory)
     stats = stats if return_history else replace(stats, history=())
     told = (stats,) if return_stats or return_history else ()
@@ -173,16 +190,10 @@ def _project(a: Operator, product: Product, v: Array, norm: float) -> tuple[Arra
 def _by_lapack(request: Request, a: Operator, memory: Any) -> tuple[Array, Array, Array, EigenStatistics]:
     import scipy.linalg
 
-    from pycauset.linalg.operands import in_memory
-    from pycauset.solver.products import blame
-    from pycauset.storage import ArrayStore
-    from pycauset.tiling import Rect
-
     with operation_limits(memory).scope(request.name) as scope, a.whole(scope):
         dense = a.dense()
         if not np.isfinite(dense).all():
-            store = a.matrix.store if a.matrix is not None and in_memory(a.matrix.store) is None else ArrayStore(dense)
-            blame(store, [Rect(0, store.shape[0], 0, store.shape[1])])
+            a.blame()
         u, s, vh = scipy.linalg.svd(dense, full_matrices=False, check_finite=False)
         norm = float(s[0]) if len(s) else 0.0
         pick = np.arange(len(s))[::-1]
@@ -202,6 +213,7 @@ def randomized_svd(
     return_stats: bool = False,
     memory: int | float | str | None = None,
     gpu_memory: int | float | str | None = None,
+    progress: Any = None,
 ) -> Any:
     """Approximate the k largest singular values and vectors from a few random combinations of rows: ``A ≈ u diag(s) vh``.
 
@@ -219,6 +231,8 @@ def randomized_svd(
     seed : int or numpy.random.Generator
     return_stats, memory, gpu_memory
         As in `eigsh`; the residuals are ``‖Aᴴ u - s v‖``.
+    progress : bool or callable, optional
+        As in `matmul`; a callable gets the passes that are done, and how many there are.
 
     Returns
     -------
@@ -254,7 +268,7 @@ def randomized_svd(
         if not isinstance(value, (int, np.integer)) or value < 0:
             raise ConfigError(f"{name}: {what} is {value!r}; it must be a whole number of at least 0")
     rng = np.random.default_rng(seed)
-    width = min(request.k + int(oversample), order)
+    width, passes = min(request.k + int(oversample), order), int(power_iterations) + 2
     x = rng.standard_normal((order, width)).astype(a.dtype)
     if a.dtype.kind == "c":
         x = x + 1j * rng.standard_normal((order, width)).astype(x.real.dtype)
@@ -264,10 +278,13 @@ def randomized_svd(
         with (
             scope.require("host", work, owner=f"{name}: {width} vectors of {order}"),
             a.product(width, limits, scope, gram=_gram(a), taken=work) as product,
+            reporter(progress, name, float(passes)) as report,
         ):
-            for _ in range(int(power_iterations) + 1):
+            for done in range(1, passes):
                 x, _ = np.linalg.qr(product(x))
+                report(float(done), f"{done} of {passes} passes")
             u, s, vh, residuals = _project(a, product, x, 0.0)
+            report(float(passes), f"{passes} of {passes} passes")
     pick = np.arange(len(s))[::-1][: request.k]
     stats = EigenStatistics(product.passes, product.columns, 0, 0, width, width, float(s.max(initial=0.0)), residuals[pick])
     return (u[:, pick], s[pick], vh[pick], stats) if return_stats else (u[:, pick], s[pick], vh[pick])

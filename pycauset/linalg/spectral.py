@@ -1,138 +1,306 @@
-"""Spectral transformations of Hermitian problems: shift-invert and a second matrix M, by Cholesky factors.
+"""Spectral transformations: a second matrix M, shifts and SciPy's modes, by Cholesky factors (sparse matrices: by SuperLU).
 
-With ``M = K Kᴴ``: ``A x = λ M x`` is ``(K⁻¹ A K⁻ᴴ) y = λ y`` for ``y = Kᴴ x``. With a shift, eigenvalues near
-sigma are the largest of ``ν = 1 / (λ - σ)``, those of ``Kᴴ (A - σ M)⁻¹ K``.
+With ``M = K Kᴴ``, ``A x = λ M x`` is ``C y = λ y`` for ``C = K⁻¹ A K⁻ᴴ`` and ``y = Kᴴ x``. With a shift σ the iteration is on
+
+* normal:   ``Kᴴ (A - σ M)⁻¹ K``, with eigenvalues ``ν = 1 / (λ - σ)``,
+* cayley:   ``1 + 2 σ Kᴴ (A - σ M)⁻¹ K``, with ``ν = (λ + σ) / (λ - σ)``,
+* buckling: ``Kᴴ (A - σ M)⁻¹ K`` where ``A = K Kᴴ``, with ``ν = λ / (λ - σ)``,
+* general:  ``(A - σ M)⁻¹ M``, with ``ν = 1 / (λ - σ)``; M need not be definite.
+
+References
+----------
+.. [1] R. G. Grimes, J. G. Lewis and H. D. Simon, "A shifted block Lanczos algorithm for solving sparse symmetric generalized
+   eigenproblems", SIAM J. Matrix Anal. Appl. 15 (1994).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
 import numpy as np
 
-from pycauset.errors import ConfigError, NotPositiveDefiniteError
+from pycauset.errors import ConfigError, NonFiniteError, NotPositiveDefiniteError
+from pycauset.governor import Scope
 from pycauset.linalg.factorizations import cholesky
-from pycauset.linalg.krylov import Request
-from pycauset.linalg.operands import square
-from pycauset.linalg.operators import Operator
+from pycauset.linalg.operands import kernel_type
+from pycauset.linalg.operators import Called, Operator, operator
 from pycauset.linalg.solving import cho_solve, solve_triangular
 from pycauset.matrix import Matrix
 from pycauset.properties import Properties
-from pycauset.solver.products import CalledProduct, Product
+from pycauset.solver.products import Product
+from pycauset.solver.run import Limits, named_limit
 
-__all__ = ["Transformed", "transformed"]
+__all__ = ["Pencil", "Transformed", "factored", "pencil"]
 
 Array = np.ndarray[Any, Any]
 
+_MODES: Final = ("normal", "buckling", "cayley")
+
 
 @dataclass(frozen=True, slots=True)
-class Transformed:
-    """The problem that is iterated on: its product, and the way back to pairs of the original."""
+class Pencil:
+    """``A x = λ M x`` near a shift, as the caller gave it, checked.
 
-    product: Product
-    back: Callable[[Array, Array], tuple[Array, Array]]
+    Attributes
+    ----------
+    a : Operator
+        Of the element type to compute in.
+    m : Operator or None
+    sigma : float, complex or None
+    mode : {"normal", "buckling", "cayley"}
+    minv, opinv : object or None
+        The caller's own ``M⁻¹`` and ``(A - σ M)⁻¹``: whatever multiplies by ``@``.
+    hermitian : bool
+    """
+
+    a: Operator
+    m: Operator | None
+    sigma: Any
+    mode: str
+    minv: Any
+    opinv: Any
+    hermitian: bool
+
+    def shifted(self, values: Array) -> Array:
+        """The eigenvalues ν of the transformed problem that belong to eigenvalues λ."""
+        if self.sigma is None:
+            return values
+        with np.errstate(divide="ignore", invalid="ignore"):
+            inverse = 1 / (values - self.sigma)
+            return np.asarray({"normal": 1, "cayley": values + self.sigma, "buckling": values}[self.mode] * inverse)
+
+    def values(self, shifted: Array) -> Array:
+        """The eigenvalues λ that belong to eigenvalues ν of the transformed problem."""
+        if self.sigma is None:
+            return shifted
+        with np.errstate(divide="ignore", invalid="ignore"):  # an infinite λ, where M is singular
+            if self.mode == "normal":
+                return np.asarray(self.sigma + 1 / shifted)
+            return np.asarray(self.sigma * ((shifted + 1) if self.mode == "cayley" else shifted) / (shifted - 1))
 
 
-@contextmanager
-def transformed(
-    request: Request, a: Operator, m: Any, sigma: float | None, memory: Any, gpu_memory: Any
-) -> Iterator[Transformed]:
-    """Factor what a shift or a second matrix needs factored.
+def pencil(
+    a: Operator, m: Any, sigma: Any, *, mode: str = "normal", minv: Any = None, opinv: Any = None, hermitian: bool
+) -> Pencil | None:
+    """Check M, sigma and what comes with them; None for a problem that needs no transformation.
 
     Raises
     ------
     ConfigError
-        If ``A - sigma M`` is indefinite, or A an operator whose elements nobody can read.
-    NotPositiveDefiniteError
-        If M is not positive definite.
+        For what does not go together.
     """
-    name, n = request.name, request.n
-    limits: dict[str, Any] = {"memory": memory, "gpu_memory": gpu_memory, "progress": False}
-    if request.k >= n - 1:
-        raise ConfigError(f"{name}: k is {request.k}; with M or sigma it must be below n - 1, which is {n - 1}")
-    second = None if m is None else square(name, m)
-    if second is not None and second.shape[0] != n:
-        raise ConfigError(f"{name}: M has shape {second.shape}; it must be {(n, n)}, as A is")
-    factor = None if second is None else cholesky(second, **limits)
+    name = a.name
 
-    def plain(x: Any) -> Array:
-        return x.to_numpy() if isinstance(x, Matrix) else np.asarray(x)
+    def refuse(text: str) -> ConfigError:
+        return ConfigError(f"{name}: {text}")
 
-    def up(x: Array, trans: str) -> Array:
-        """``K⁻¹ x`` or ``K⁻ᴴ x``."""
-        return x if factor is None else plain(solve_triangular(factor, np.ascontiguousarray(x), trans, lower=True, **limits))
-
-    def times(x: Array) -> Array:
-        """``K x``."""
-        return x if factor is None else plain(factor @ np.ascontiguousarray(x))
-
-    def times_adjoint(x: Array) -> Array:
-        return x if factor is None else plain(factor.H @ np.ascontiguousarray(x))
-
+    if mode not in _MODES:
+        raise refuse(f"mode is {mode!r}; it must be one of {', '.join(map(repr, _MODES))}")
+    second = None if m is None else operator(name, m, square=False)
+    if second is not None and second.shape != a.shape:
+        raise refuse(f"M has shape {second.shape}; it must be {a.shape}, as A is")
     if sigma is None:
-        apply = _multiply(a, limits)
-        product = CalledProduct(lambda x: up(apply(up(x, "C")), "N"), a.dtype)
-        yield Transformed(product, lambda values, vectors: (values, up(vectors, "C")))
-        return
-    solve = _inverse(name, a, second, float(sigma), limits)
-    product = CalledProduct(lambda y: times_adjoint(solve(times(y))), a.dtype)
-    shift = float(sigma)
-    yield Transformed(product, lambda values, vectors: (shift + 1 / values, up(vectors, "C")))
+        if mode != "normal":
+            raise refuse(f"mode={mode!r} is a way to use a shift; give sigma")
+        if opinv is not None:
+            raise refuse("OPinv is (A - sigma M)⁻¹; give sigma, the shift that it belongs to")
+        if minv is not None and (hermitian or second is None):
+            raise refuse("Minv goes with a general problem and its M" + ("; here M is factored, leave Minv out" * hermitian))
+        if second is None:
+            return None
+    else:
+        sigma = _shift(name, sigma, hermitian)
+        if minv is not None:
+            raise refuse("with sigma, M is not inverted; leave Minv out")
+        if mode != "normal" and sigma == 0:
+            raise refuse(f"mode={mode!r} needs a sigma other than 0")
+    types = [a.dtype, *([] if second is None else [second.dtype])]
+    if isinstance(sigma, complex):
+        types.append(np.dtype("complex64"))
+    return Pencil(replace(a, dtype=kernel_type(name, *types)), second, sigma, mode, minv, opinv, hermitian)
 
 
-def _multiply(a: Operator, limits: dict[str, Any]) -> Callable[[Array], Array]:
-    if a.matrix is None:
-        return lambda x: np.asarray(a.linear @ x)
-    from pycauset.linalg.products import matmul
-
-    def apply(x: Array) -> Array:
-        y = matmul(a.matrix, np.ascontiguousarray(x), **limits)
-        return y.to_numpy() if isinstance(y, Matrix) else np.asarray(y)
-
-    return apply
-
-
-def _inverse(name: str, a: Operator, second: Matrix | None, sigma: float, limits: dict[str, Any]) -> Callable[[Array], Array]:
-    """Solves with ``A - sigma M``."""
-    if a.matrix is None:
-        return _sparse_inverse(name, a, second, sigma)
-    from pycauset.creation import eye
-
-    subtracted = second if second is not None else eye(a.shape[0], dtype=a.dtype)
-    # Whatever is claimed of A need not hold of the difference.
-    shifted = a.matrix - sigma * subtracted if sigma else Matrix._of_store(a.matrix.store, a.matrix.op)
-    shifted.properties = Properties(shifted.shape, shifted.dtype, 0)
-    sign = 1.0
+def _shift(name: str, sigma: Any, hermitian: bool) -> float | complex:
     try:
-        factor = cholesky(shifted, **limits)
-    except NotPositiveDefiniteError:
-        sign = -1.0
-        try:
-            factor = cholesky(-shifted, **limits)
-        except NotPositiveDefiniteError as error:
+        shift = complex(sigma)
+    except (TypeError, ValueError):
+        raise ConfigError(f"{name}: sigma is {sigma!r}; it must be a number") from None
+    if not np.isfinite(shift):
+        raise ConfigError(f"{name}: sigma is {sigma!r}; it must be finite")
+    if hermitian and np.iscomplexobj(sigma):
+        raise ConfigError(f"{name}: sigma is {sigma!r}; the eigenvalues of a Hermitian matrix are real, so must be the shift")
+    return shift if shift.imag else shift.real
+
+
+class Transformed:
+    """The problem that is iterated on: its product, and the way back to pairs of the original.
+
+    Factors are made at once, and live as long as this does.
+
+    Parameters
+    ----------
+    pencil : Pencil
+    scope : Scope
+    stack : ExitStack
+        Holds tickets until the caller has done.
+    memory, gpu_memory : int, str or None
+        The operation's limits.
+    progress : bool or None
+        Of the factorisations.
+
+    Raises
+    ------
+    ConfigError
+        If something must be factored that cannot be yet, or has no elements.
+    NotPositiveDefiniteError, NonFiniteError
+        Of the matrix whose factor is needed: M, or A with ``mode="buckling"``.
+    """
+
+    def __init__(self, pencil: Pencil, scope: Scope, stack: ExitStack, memory: Any, gpu_memory: Any, progress: Any) -> None:
+        self.pencil = p = pencil
+        self._scope, self._stack = scope, stack
+        self._limits: dict[str, Any] = {"memory": named_limit(memory, "memory"), "gpu_memory": gpu_memory}
+        self._progress = progress
+        self._factor: Matrix | None = None
+        inner, what = (p.a, "A") if p.mode == "buckling" else (p.m, "M")
+        if inner is not None and (p.hermitian or (p.sigma is None and p.minv is None)):
+            self._factor = factored(inner, what, stack, scope, progress=progress, **self._limits)
+        self._solve: Callable[[Array], Array] | None = None if p.sigma is None else self._inverse()
+
+    def open(self, width: int, taken: int, limits: Limits) -> Product:
+        """The product, for blocks of up to ``width`` vectors, when ``taken`` bytes of the limit are used up."""
+        p, solve = self.pencil, self._solve
+        if self._limits["memory"] is not None:  # half of the rest for solves, half for products
+            self._limits["memory"] = max(1, (self._limits["memory"] - taken) // 2)
+        taken += (limits.host - taken) // 2
+
+        def multiply(by: Operator) -> Product:
+            product = by.product(width, limits, self._scope, mirror=by.mirror(p.hermitian), taken=taken)
+            self._stack.push(product)
+            return product
+
+        if solve is None:
+            a = multiply(p.a)
+            if p.minv is not None:
+                return Called(p.a, lambda x: np.asarray(p.minv @ a(x)), p.a.dtype)
+            return Called(p.a, lambda y: self._up(a(self._up(y, "C")), "N"), p.a.dtype)
+        if not p.hermitian:
+            m = None if p.m is None else multiply(replace(p.m, dtype=p.a.dtype))
+            return Called(p.a, solve if m is None else lambda x: solve(m(x)), p.a.dtype)
+        if p.mode == "cayley":
+            return Called(p.a, lambda y: y + 2 * p.sigma * self.down(solve(self._times(y))), p.a.dtype)
+        return Called(p.a, lambda y: self.down(solve(self._times(y))), p.a.dtype)
+
+    def back(self, values: Array, vectors: Array) -> tuple[Array, Array]:
+        """Eigenvalues and eigenvectors of the original problem."""
+        return self.pencil.values(values), self._up(vectors, "C")
+
+    # -- with the factor K --------------------------------------------------------------------------------------------
+
+    def down(self, x: Array) -> Array:
+        """``Kᴴ x``."""
+        return x if self._factor is None else _plain(self._factor.H @ np.ascontiguousarray(x))
+
+    def _times(self, x: Array) -> Array:
+        return x if self._factor is None else _plain(self._factor @ np.ascontiguousarray(x))
+
+    def _up(self, x: Array, trans: str) -> Array:
+        """``K⁻¹ x`` or ``K⁻ᴴ x``."""
+        if self._factor is None:
+            return x
+        x = np.ascontiguousarray(x)
+        return _plain(solve_triangular(self._factor, x, trans, lower=True, check_finite=False, progress=False, **self._limits))
+
+    # -- with A - sigma M ---------------------------------------------------------------------------------------------
+
+    def _inverse(self) -> Callable[[Array], Array]:
+        p = self.pencil
+        if p.opinv is not None:
+            return lambda x: np.asarray(p.opinv @ x)
+        if p.a.sparse and (p.m is None or p.m.sparse or p.m.matrix is not None):
+            return _sparse_inverse(p)
+        matrix = p.a.elements("A", self._scope, self._stack)
+        if not p.hermitian and (isinstance(p.sigma, complex) or p.a.mirror(False) not in ("symmetric", "hermitian")):
             raise ConfigError(
-                f"{name}: A - sigma M is indefinite for sigma={sigma}, and only definite matrices can be factored yet: choose "
-                "sigma below or above all eigenvalues, or use scipy.sparse.linalg.eigsh on a matrix that fits in memory"
+                f"{p.a.name}: sigma needs an LU factorisation of A - sigma M, which comes with a later version; give OPinv, "
+                "a sparse matrix, or to eigsh a Hermitian one; scipy.sparse.linalg.eigs takes what fits in memory"
+            )
+        from pycauset.creation import eye
+
+        second = eye(p.a.shape[0], dtype=matrix.dtype) if p.m is None else p.m.elements("M", self._scope, self._stack)
+        # Whatever is claimed of A need not hold of the difference.
+        shifted = matrix - p.sigma * second if p.sigma else Matrix._of_store(matrix.store, matrix.op)
+        shifted.properties = Properties(shifted.shape, shifted.dtype, 0)
+        return self._definite(shifted)
+
+    def _definite(self, shifted: Matrix) -> Callable[[Array], Array]:
+        """Solves by a Cholesky factor of ``A - sigma M``, or of its negative."""
+        p = self.pencil
+        sign = 1.0
+        try:
+            try:
+                factor = cholesky(shifted, progress=self._progress, **self._limits)
+            except NotPositiveDefiniteError:
+                sign = -1.0
+                factor = cholesky(-shifted, progress=self._progress, **self._limits)
+        except (NonFiniteError, NotPositiveDefiniteError) as error:
+            p.a.look("A")
+            if p.m is not None:
+                p.m.look("M")
+            if isinstance(error, NonFiniteError):
+                raise
+            raise ConfigError(
+                f"{p.a.name}: A - sigma M is indefinite for sigma={p.sigma}, and only definite matrices can be factored yet: "
+                "choose sigma below or above all eigenvalues, give OPinv, or use scipy.sparse.linalg.eigsh on a matrix that fits "
+                "in memory"
             ) from error
 
-    def solve(x: Array) -> Array:
-        y = cho_solve((factor, True), np.ascontiguousarray(x), **limits)
-        return sign * (y.to_numpy() if isinstance(y, Matrix) else np.asarray(y))
+        def solve(x: Array) -> Array:
+            x = np.ascontiguousarray(x)
+            return sign * _plain(cho_solve((factor, True), x, check_finite=False, progress=False, **self._limits))
 
-    return solve
+        return solve
 
 
-def _sparse_inverse(name: str, a: Operator, second: Matrix | None, sigma: float) -> Callable[[Array], Array]:
+def factored(of: Operator, what: str, stack: ExitStack, scope: Scope, **limits: Any) -> Matrix:
+    """The Cholesky factor of a matrix that must have one.
+
+    Raises
+    ------
+    NotPositiveDefiniteError, NonFiniteError, ConfigError
+    """
+    try:
+        return cholesky(of.elements(what, scope, stack), **limits)
+    except (NonFiniteError, NotPositiveDefiniteError) as error:
+        of.look(what)
+        if isinstance(error, NonFiniteError):
+            raise
+        text = f"{of.name}: {what} must be positive definite: {error}"
+        raise NotPositiveDefiniteError(text, pivot=error.pivot, value=error.value) from None
+
+
+def _sparse_inverse(p: Pencil) -> Callable[[Array], Array]:
     import scipy.sparse
-
-    if not scipy.sparse.issparse(a.linear):
-        raise ConfigError(f"{name}: sigma needs a factorisation, and a LinearOperator has no elements; give a matrix")
-    if second is not None:
-        raise ConfigError(f"{name}: sigma together with M is not there for sparse A yet; use scipy.sparse.linalg.eigsh")
     from scipy.sparse.linalg import splu
 
-    factor = splu(scipy.sparse.csc_matrix(a.linear - sigma * scipy.sparse.identity(a.shape[0], a.dtype)))
+    p.a.look("A")
+    a = scipy.sparse.csc_matrix(p.a.linear, dtype=p.a.dtype)
+    if p.m is None:
+        second = scipy.sparse.identity(a.shape[0], a.dtype, format="csc")
+    else:
+        p.m.look("M")
+        second = scipy.sparse.csc_matrix(p.m.linear if p.m.sparse else p.m.dense(), dtype=a.dtype)
+    try:
+        factor = splu(scipy.sparse.csc_matrix(a - p.sigma * second, dtype=a.dtype))
+    except RuntimeError as error:
+        raise ConfigError(
+            f"{p.a.name}: A - sigma M is singular for sigma={p.sigma} ({error}): it is an eigenvalue; move sigma a little"
+        ) from error
     return lambda x: np.asarray(factor.solve(np.ascontiguousarray(x)))
+
+
+def _plain(x: Any) -> Array:
+    return x.to_numpy() if isinstance(x, Matrix) else np.asarray(x)
