@@ -20,7 +20,6 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
-from functools import partial
 from time import perf_counter
 from types import TracebackType
 from typing import Any, Self
@@ -28,10 +27,11 @@ from typing import Any, Self
 import numpy as np
 
 from pycauset.devices.base import Device, Lanes, MemoryScope, Mode
-from pycauset.devices.lanes import Completion, Failure, HostCompletion, LaneStatistics, Span, Verdict
-from pycauset.drivers.cache import IN_PLACE, Action, CachePlanner, Load, Run, Save
+from pycauset.devices.lanes import Completion, Failure, HostCompletion, LaneStatistics, Span
+from pycauset.drivers.cache import Action, CachePlanner, Load, Run, Save
 from pycauset.drivers.generations import Generations
-from pycauset.drivers.slots import Slot, SlotMemory
+from pycauset.drivers.jobs import TileJobs
+from pycauset.drivers.slots import SlotMemory
 from pycauset.drivers.task import Barrier, Operand, Tile, TileTask
 from pycauset.drivers.timeline import StreamStatistics, write_timeline
 from pycauset.storage.base import TileStore
@@ -122,18 +122,14 @@ class AsyncStreamer:
         self._memory = SlotMemory(device, self._operands, scope, self._failure)
         self._slots, self._hosts = self._memory.device, self._memory.host
         self._lanes: Lanes | None = None
+        self._jobs: TileJobs  # from __enter__ on
         self._eager = mode == "sync" or not device.real
         # Host-level actions not issued yet, with what each slot's job must wait for, the promise of its completion, and the
         # generation of what is written.
         self._waiting: deque[tuple[Action, list[list[Completion]], list[HostCompletion], int]] = deque()
-        # Tiles (or their pieces) that have been written to their store, for operands that start from another one.
-        self._saved: set[Tile] = set()
         self._generations = Generations([op.journal for op in self._operands])
         self._journalled = bool(self._generations)
-        self._verdicts: deque[Verdict] = deque()  # outcomes that kernels on a GPU still owe
         self._reused = 0
-        self._prune_at = 256
-        self._stored: dict[Tile, Completion] = {}  # last write-back of a tile, until it is known to be done
         self._numbers: deque[int] = deque()  # of tasks that are submitted, but not planned
         self._running: deque[tuple[int, float, Completion]] = deque()
         self._finished: deque[int] = deque()
@@ -152,6 +148,7 @@ class AsyncStreamer:
         except BaseException:
             self._memory.release()
             raise
+        self._jobs = TileJobs(self.device, self._operands, self._memory, self._lanes, self._generations)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -226,9 +223,7 @@ class AsyncStreamer:
                 self._issue()
         while self._running:
             self._wait_oldest()
-        for completion in self._stored.values():
-            completion.wait()
-        self._stored.clear()
+        self._jobs.settle()
         self.device.synchronize()
         if self._failure:
             self._raise()
@@ -265,7 +260,7 @@ class AsyncStreamer:
         for tile in item.tiles:
             operand = self._operands[tile.operand]
             copy = np.empty(tile.shape, operand.store.dtype)
-            self._source(tile).read(tile.rect, copy)
+            self._jobs.source(tile).read(tile.rect, copy)
             copies.append(copy)
         return copies
 
@@ -319,14 +314,13 @@ class AsyncStreamer:
                         self._generations.planned(action.task)
                     self._compute(action)
                 elif type(action) is Load:
-                    self._read(action.tile, self._slots[action.slot])
+                    self._jobs.read(action.tile, self._slots[action.slot])
                 elif type(action) is Save:
                     slot = self._slots[action.slot]
-                    self._saved.add(action.tile)
                     held = self._generations.held(action.tile) if self._journalled else 0
-                    done = self._write(action.tile, slot, [slot.ready] if slot.ready is not None else [], held)
+                    done = self._jobs.write(action.tile, slot, [slot.ready] if slot.ready is not None else [], held)
                     slot.busy[id(done.lane)] = done
-                    self._remember(action.tile, done)
+                    self._jobs.remember(action.tile, done)
             return
         for action in actions:
             if self._journalled and type(action) is Run:
@@ -341,7 +335,7 @@ class AsyncStreamer:
             elif self._host is not None:
                 self._host.push(TileTask("device", (), (), (action,)))
             else:
-                self._on_device(action, (), ())
+                self._on_device(action)
         if self._host is not None:
             # Reads may start at once while host slots are empty; then the window spans what the host level retains.
             window = max(self._window, 10 * self._host_slots) if self._host.misses + len(self._host) > self._host_slots else 8
@@ -366,7 +360,7 @@ class AsyncStreamer:
             if type(action) is Load:
                 while self._eager and self._waiting:
                     self._issue()
-                self._read(action.tile, self._hosts[action.slot])
+                self._jobs.read(action.tile, self._hosts[action.slot])
                 continue
             waits: list[list[Completion]] = []
             promises: list[HostCompletion] = []
@@ -380,9 +374,8 @@ class AsyncStreamer:
                     self._promise(number, waits, promises, overwrite=True)
             elif type(action) is Save:
                 self._promise(action.slot, waits, promises, overwrite=False)
-                self._saved.add(action.tile)
                 held = self._generations.held(action.tile) if self._journalled else 0
-                self._remember(action.tile, promises[0])
+                self._jobs.remember(action.tile, promises[0])
             self._waiting.append((action, waits, promises, held))
 
     def _promise(self, number: int, waits: list[list[Completion]], promises: list[HostCompletion], *, overwrite: bool) -> None:
@@ -398,12 +391,27 @@ class AsyncStreamer:
     def _issue(self) -> None:
         action, waits, promises, held = self._waiting.popleft()
         if type(action) is Save:
-            promises[0].resolve(self._write(action.tile, self._hosts[action.slot], waits[0], held))
+            promises[0].resolve(self._jobs.write(action.tile, self._hosts[action.slot], waits[0], held))
             return
         assert type(action) is Run
+        inner: Action = action.task.params[0]
+        if not promises:
+            self._on_device(inner)
+            return
+        assert not isinstance(inner, Run)
         hosts = [self._hosts[number] for number in action.reads + action.writes]
-        for promise, done in zip(promises, self._on_device(action.task.params[0], hosts, waits), strict=True):
+        for promise, done in zip(promises, self._jobs.transfer(inner, self._pieces(inner.tile), hosts, waits), strict=True):
             promise.resolve(done)
+
+    def _on_device(self, action: Action) -> None:
+        """A kernel, or a copy that needs no host slot."""
+        if isinstance(action, Run):
+            self._compute(action)
+        else:
+            self._jobs.transfer(action, (action.tile,), (), ())
+
+    def _compute(self, action: Run) -> None:
+        self._running.append((self._numbers.popleft(), action.task.flops, self._jobs.compute(action)))
 
     def _pieces(self, tile: Tile) -> tuple[Tile, ...]:
         """The parts of a tile that are read and written one by one: cut along chunks, and to the size of a host slot."""
@@ -415,135 +423,6 @@ class AsyncStreamer:
             rects = cut(tile.rect, self._grain[number], self._operands[number].dtype.itemsize, self._host_slot_bytes)
             parts = self._cuts[tile] = tuple([Tile(number, *rect) for rect in rects])
         return parts
-
-    # -- one job each ---------------------------------------------------------------------------------------------
-
-    def _source(self, tile: Tile) -> TileStore:
-        """Where a tile is read from: until it has been written for the first time, where its operand originates."""
-        operand = self._operands[tile.operand]
-        if operand.origin is None or tile in self._saved or (self._journalled and self._generations.recorded(tile)):
-            return operand.store
-        return operand.origin
-
-    def _read(self, tile: Tile, slot: Slot) -> Completion:
-        operand = self._operands[tile.operand]
-        waits = list(slot.busy.values())
-        earlier = self._stored.get(tile)  # stays: a second read may start before the first
-        if earlier is not None:
-            waits.append(earlier)
-        assert self._lanes is not None
-        done = self._lanes.read.submit(
-            partial(self._fill, self._source(tile), tile, slot) if self.device.real else _nothing,
-            waits,
-            name=operand.pool,
-            nbytes=(tile.r1 - tile.r0) * (tile.c1 - tile.c0) * operand.dtype.itemsize,
-        )
-        slot.ready = done
-        slot.busy = {id(self._lanes.read): done}
-        return done
-
-    def _fill(self, store: TileStore, tile: Tile, slot: Slot) -> None:
-        """Read a tile into its slot, on a reader's thread: there the slot's memory may come into being."""
-        store.read(tile.rect, self._memory.host_view(slot, tile))
-
-    def _write(self, tile: Tile, slot: Slot, waits: list[Completion], generation: int) -> Completion:
-        operand = self._operands[tile.operand]
-        assert self._lanes is not None
-        view = self._memory.host_view(slot, tile)
-        work = self._generations.writer(tile, generation, view) if self._journalled else None
-        return self._lanes.write.submit(
-            work or partial(operand.store.write, tile.rect, view),
-            [*waits, *self._verdicts],
-            name=operand.pool,
-            nbytes=(tile.r1 - tile.r0) * (tile.c1 - tile.c0) * operand.store.dtype.itemsize,
-        )
-
-    def _remember(self, tile: Tile, done: Completion) -> None:
-        if len(self._stored) > self._prune_at:
-            self._stored = {t: c for t, c in self._stored.items() if not c.done()}
-            self._prune_at = max(256, 2 * len(self._stored))
-        self._stored[tile] = done
-
-    def _compute(self, action: Run) -> None:
-        task = action.task
-        assert self._lanes is not None
-        compute, device, operands, slots = self._lanes.compute, self.device, self._operands, self._slots
-        view_of = self._memory.view
-        lane = compute[task.stream] if task.stream < len(compute) else compute[0]
-        waits: list[Completion] = []
-        views: list[list[Any]] = [[], []]
-        for write, tiles, numbers in ((0, task.reads, action.reads), (1, task.writes, action.writes)):
-            for tile, number in zip(tiles, numbers, strict=True):
-                operand = operands[tile.operand]
-                if number == IN_PLACE:
-                    views[write].append(operand.store.view(tile.rect) if device.real else None)
-                    continue
-                slot = slots[number]
-                if write:
-                    waits.extend(slot.busy.values())
-                elif slot.ready is not None:
-                    waits.append(slot.ready)
-                views[write].append(view_of(slot, (tile.r1 - tile.r0, tile.c1 - tile.c0), operand.dtype))
-        work = partial(device.kernels[task.kernel], views[0], views[1], task.params, lane) if device.real else _nothing
-        done = lane.submit(work, waits, name=task.kernel, flops=task.flops)
-        key = id(lane)
-        for number in action.reads:
-            if number != IN_PLACE:
-                slots[number].busy[key] = done
-        for number in action.writes:
-            if number != IN_PLACE:
-                slot = slots[number]
-                slot.ready = done
-                slot.busy = {key: done}
-        check = getattr(done, "check", None)
-        if check is not None:
-            self._verdicts.append(Verdict(done, check))
-        self._running.append((self._numbers.popleft(), task.flops, done))
-
-    def _on_device(self, action: Action, hosts: Sequence[Slot], host_waits: Sequence[list[Completion]]) -> list[Completion]:
-        """Upload, compute or download; returns a completion for each host slot it used."""
-        assert self._lanes is not None
-        if type(action) is Run:
-            self._compute(action)
-            return []
-        tile, slot = action.tile, self._slots[action.slot]  # type: ignore[union-attr]
-        operand = self._operands[tile.operand]
-        upload = type(action) is Load
-        lane = self._lanes.upload if upload else self._lanes.download
-        assert lane is not None
-        view = self._memory.view(slot, (tile.r1 - tile.r0, tile.c1 - tile.c0), operand.dtype)
-        waits = list(slot.busy.values()) if upload else [slot.ready] if slot.ready is not None else []
-        completions: list[Completion] = []
-        for index, part in enumerate(self._pieces(tile) if hosts else (tile,)):
-            if hosts:
-                array = self._memory.host_view(hosts[index], part)
-                more = host_waits[index]
-            else:
-                array = (self._source(part) if upload else operand.store).view(part.rect) if self.device.real else None
-                earlier = self._stored.get(part) if upload else None
-                more = [earlier] if earlier is not None else []
-            row, col = part.r0 - tile.r0, part.c0 - tile.c0
-            work: Callable[..., object] = _nothing
-            if self.device.real:
-                work = (
-                    partial(self.device.upload, array, view, row, col, lane)
-                    if upload
-                    else partial(self.device.download, view, row, col, array, lane)
-                )
-            nbytes = (part.r1 - part.r0) * (part.c1 - part.c0) * operand.dtype.itemsize
-            done = lane.submit(work, waits + more, name=operand.pool, nbytes=nbytes)
-            if hosts:
-                completions.append(done)
-            waits = []
-        if upload:
-            slot.ready = done
-            slot.busy = {id(lane): done}
-        else:
-            slot.busy[id(lane)] = done
-            if not hosts:
-                self._saved.add(tile)
-                self._remember(tile, done)
-        return completions
 
     # -- completion -----------------------------------------------------------------------------------------------
 
@@ -557,9 +436,10 @@ class AsyncStreamer:
 
     def _retire(self) -> None:
         number, flops, done = self._running.popleft()
-        if self._verdicts and self._verdicts[0].inner is done:
+        verdicts = self._jobs.verdicts
+        if verdicts and verdicts[0].inner is done:
             try:
-                self._verdicts.popleft().wait()
+                verdicts.popleft().wait()
             except Exception as error:  # raised by the submitting thread, once, as any other failure
                 self._failure.record(error)
         self._completed += 1
@@ -584,7 +464,3 @@ def has_no_chunks(store: TileStore) -> bool:
 def _sum(a: LaneStatistics, b: LaneStatistics) -> LaneStatistics:
     """Totals of two lanes of one stage."""
     return LaneStatistics(a.jobs + b.jobs, a.nbytes + b.nbytes, a.busy + b.busy, a.stalled + b.stalled)
-
-
-def _nothing() -> None:
-    """The work of a simulated job."""
