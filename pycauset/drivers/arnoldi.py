@@ -28,84 +28,19 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from pycauset.drivers.orthogonal import orthonormalise
-from pycauset.drivers.ritz import Ritz, kept_space, norm_from_below, ritz_pairs
+from pycauset.drivers.arnoldi_plan import ArnoldiPlan, plan_arnoldi
+from pycauset.drivers.basis import Basis
+from pycauset.drivers.orthogonal import gaussian, orthonormalise
+from pycauset.drivers.ritz import Ritz, kept_space, norm_from_below, ritz_pairs, surplus
 from pycauset.tiling import ceil_div
 
-__all__ = ["ArnoldiDriver", "ArnoldiPlan", "Progress", "plan_arnoldi"]
+__all__ = ["ArnoldiDriver", "ArnoldiPlan", "Progress", "Restart", "plan_arnoldi"]
 
 Array = np.ndarray[Any, Any]
 
-#: Rows of the basis that a restart rotates at once.
-_BAND: Final = 4096
-
-
-@dataclass(frozen=True, slots=True)
-class ArnoldiPlan:
-    """Sizes of one computation.
-
-    Attributes
-    ----------
-    n, k : int
-        Order of the matrix, eigenpairs wanted.
-    block : int
-        Columns that each pass over A advances.
-    ncv : int
-        Columns of the basis when it is restarted, at most.
-    basis_bytes : int
-        Of the basis, with the block that stands at its end.
-    """
-
-    n: int
-    k: int
-    block: int
-    ncv: int
-    basis_bytes: int
-
-
-def plan_arnoldi(
-    n: int,
-    k: int,
-    dtype: np.dtype[Any],
-    *,
-    passes_cost: bool,
-    interior: bool = False,
-    block: int | None = None,
-    ncv: int | None = None,
-    room: int | None = None,
-) -> ArnoldiPlan:
-    """Choose the width of the block and the size of the basis.
-
-    Where reading A is what a pass costs (``passes_cost``: it lies on disk, or behind PCIe) wide blocks and a large basis save
-    passes.
-    In RAM the bytes of A stream through the cores in either case, and a block of one needs the fewest products.
-
-    Parameters
-    ----------
-    interior : bool
-        Eigenvalues inside the spectrum are wanted, which only a large basis tells apart.
-    room : int, optional
-        Bytes that the basis may take.
-
-    Examples
-    --------
-    >>> plan_arnoldi(12288, 8, np.dtype(float), passes_cost=True)
-    ArnoldiPlan(n=12288, k=8, block=24, ncv=480, basis_bytes=49545216)
-    >>> plan_arnoldi(12288, 8, np.dtype(float), passes_cost=False).block
-    1
-    """
-    if block is None:
-        narrow = 1 if n > 4000 else min(4, k + 1)
-        block = min(32, max(24, ceil_div(k, 8) * 8), max(narrow, n // 8)) if passes_cost else narrow
-    block = max(1, min(block, n))
-    if ncv is None:
-        ncv = max(20 * block, 3 * k + 2 * block) if passes_cost else max(2 * k + 4 * block, 40)
-        if interior:
-            ncv = max(ncv, 300)
-        if room is not None:
-            ncv = min(ncv, room // (n * dtype.itemsize) - block)
-    ncv = min(max(ncv, k + 2 * block, k + 3), n)
-    return ArnoldiPlan(n, k, block, ncv, n * (ncv + block) * dtype.itemsize)
+#: Of the passes so far, the share that a look for missed copies may take at most, and the fewest passes it gets.
+_LOOK_SHARE: Final = 3
+_LOOK_LEAST: Final = 4
 
 
 class Progress(NamedTuple):
@@ -120,14 +55,43 @@ class Progress(NamedTuple):
 
 
 @dataclass(slots=True)
+class Restart:
+    """All that goes on from a thick restart, beside the ``size + width`` columns of the basis.
+
+    Attributes
+    ----------
+    size, width : int
+        Columns kept, and of the block behind them.
+    h : ndarray (size + width, size)
+        The coefficients.
+    starts, round : int
+        As in the driver.
+    rng : dict
+        State of the random numbers.
+    """
+
+    size: int
+    width: int
+    h: Array
+    passes: int
+    restarts: int
+    locked: int
+    norm: float
+    starts: int
+    round: int
+    rng: dict[str, Any]
+    history: list[Progress]
+
+
+@dataclass(slots=True)
 class ArnoldiDriver:
     """The state machine of one computation.
 
     Parameters
     ----------
     plan : ArnoldiPlan
-    basis : ndarray (n, ncv + block)
-        Fortran-ordered memory for the basis, of the type to compute in.
+    basis : Basis
+        Room for ``ncv + block`` columns, of the type to compute in.
     kind : {"hermitian", "skew", "general"}
     which : str
         Which eigenvalues are wanted, see :mod:`pycauset.drivers.ritz`.
@@ -141,10 +105,18 @@ class ArnoldiDriver:
         ``scale(values, norm)``: what residuals are compared with; by default the norm of A.
     seed : int
         Of what is random.
+    on_restart : callable, optional
+        Called with a `Restart` after each one: who keeps it, and the basis, can go on from there.
+    begun : Restart, optional
+        Where an earlier run had come to; the basis holds its columns.
 
     Attributes
     ----------
     passes, restarts, locked : int
+    starts : int
+        Random directions that the space has grown from: so many copies of an eigenvalue it can have found.
+    round : int
+        Passes when the look for further copies began, 0 where there was none.
     history : list of Progress
     norm : float
         A lower bound of ‖A‖₂: the largest of the norms that H had.
@@ -152,7 +124,7 @@ class ArnoldiDriver:
     """
 
     plan: ArnoldiPlan
-    basis: Array
+    basis: Basis
     kind: str
     which: str
     tol: float
@@ -160,13 +132,18 @@ class ArnoldiDriver:
     start: Array | None = None
     scale: Callable[[Array, float], Any] | None = None
     seed: int = 0
+    on_restart: Callable[[Restart], None] | None = None
+    begun: Restart | None = None
     passes: int = 0
     restarts: int = 0
     locked: int = 0
     norm: float = 0.0
+    starts: int = 0
+    round: int = 0
     converged: bool = False
     history: list[Progress] = field(default_factory=list)
     _h: Array = field(init=False)
+    _rng: np.random.Generator = field(init=False)
     _size: int = 0
 
     def run(self) -> Generator[Array, Array, Ritz]:
@@ -177,61 +154,89 @@ class ArnoldiDriver:
         Ritz
             All pairs of the last projected matrix, the most wanted first; `vectors` gives eigenvectors of A.
         """
-        plan, v = self.plan, self.basis
-        block = plan.block
-        rng = np.random.default_rng(self.seed)
-        self._h = h = np.zeros((plan.ncv + block, plan.ncv), v.dtype)
-        v[:, :block] = self._first(rng)
-        j, p = 0, block
+        plan, basis = self.plan, self.basis
+        self._rng = np.random.default_rng(self.seed)
+        self._h = h = np.zeros((plan.ncv + plan.block, plan.ncv), basis.dtype)
+        j, p = self._take_up(self.begun) if self.begun is not None else self._first()
         while True:
-            w = yield v[:, j : j + p]
+            w = yield basis.block(j, j + p)
             self.passes += 1
-            new = orthonormalise(v[:, : j + p], w, rng)
+            new = orthonormalise(basis, j + p, w, self._rng)
             h[: j + p, j : j + p] = new.c
             width = new.q.shape[1]
             h[j + p : j + p + width, j : j + p] = new.r
-            v[:, j + p : j + p + width] = new.q
+            basis.put(j + p, new.q)
+            self.starts += width - min(width, new.rank)
             j, p = j + p, width
-            full = width == 0 or j + width > plan.ncv
-            if not (full or self._look(j)):
+            full = width == 0 or j + width > plan.ncv or j + 2 * width > plan.ncv + plan.block
+            if not (full or self._look(j, p)):
                 continue
             ritz = self._extract(j, p)
-            if self.converged or width == 0 or (full and self.restarts >= self.maxiter):
+            if width == 0 or (self.converged and self._complete(ritz)) or (full and self.restarts >= self.maxiter):
                 self._size = j
                 self.converged = self.converged or width == 0
                 return ritz
-            if full:
+            if self.converged and (self.round == 0 or self._settled(ritz)):
+                j, p = self._begin_round(ritz, j)
+            elif full:
                 j = self._restart(ritz, j, p)
+            else:
+                continue
+            if self.on_restart is not None:
+                self.on_restart(self._state(j, p))
 
     def vectors(self, ritz: Ritz, count: int) -> Array:
         """The first ``count`` eigenvectors of A, of length one (n, count)."""
-        y = ritz.vectors[:, :count]
-        v = self.basis[:, : self._size]
-        if y.dtype.kind == "c" and v.dtype.kind != "c":
-            x = np.empty((self.plan.n, y.shape[1]), np.result_type(v.dtype, np.complex64))
-            x.real, x.imag = v @ y.real.astype(v.dtype), v @ y.imag.astype(v.dtype)
+        y, kind = ritz.vectors[:, :count], self.basis.dtype
+        if y.dtype.kind == "c" and kind.kind != "c":
+            both = self.basis.times(np.hstack([y.real, y.imag]).astype(kind))
+            x = np.empty((self.plan.n, y.shape[1]), np.result_type(kind, np.complex64))
+            x.real, x.imag = both[:, : y.shape[1]], both[:, y.shape[1] :]
         else:
-            x = v @ y.astype(v.dtype, copy=False)
+            x = self.basis.times(y.astype(kind, copy=False))
         lengths = np.linalg.norm(x, axis=0)
         return np.asarray(x / np.where(lengths == 0, 1, lengths))
 
     # -- steps --------------------------------------------------------------------------------------------------------
 
-    def _first(self, rng: np.random.Generator) -> Array:
+    def _first(self) -> tuple[int, int]:
         """An orthonormal block to start from."""
-        n, block = self.plan.n, self.plan.block
-        x = rng.standard_normal((n, block)).astype(self.basis.dtype)
-        if x.dtype.kind == "c":
-            x = x + 1j * rng.standard_normal((n, block)).astype(x.real.dtype)
+        n, block, basis = self.plan.n, self.plan.block, self.basis
+        x = gaussian(self._rng, (n, block), basis.dtype)
+        given = 0
         if self.start is not None:
             given = min(self.start.shape[1], block)
             x[:, :given] = self.start[:, :given]
-        return orthonormalise(np.empty((n, 0), x.dtype), x, rng).q
+        basis.put(0, orthonormalise(basis, 0, x, self._rng).q)
+        self.starts = max(1, block - given)
+        return 0, block
 
-    def _look(self, j: int) -> bool:
+    def _take_up(self, begun: Restart) -> tuple[int, int]:
+        j, p = begun.size, begun.width
+        self._h[: j + p, :j] = begun.h
+        self.passes, self.restarts, self.locked, self.norm = begun.passes, begun.restarts, begun.locked, begun.norm
+        self.starts, self.round, self.history = begun.starts, begun.round, list(begun.history)
+        self._rng.bit_generator.state = begun.rng
+        return j, p
+
+    def _state(self, j: int, p: int) -> Restart:
+        return Restart(
+            j,
+            p,
+            self._h[: j + p, :j],
+            self.passes,
+            self.restarts,
+            self.locked,
+            self.norm,
+            self.starts,
+            self.round,
+            dict(self._rng.bit_generator.state),
+            self.history,
+        )
+
+    def _look(self, j: int, p: int) -> bool:
         """Whether a test of convergence is due: after each wide block, every few narrow ones."""
-        k, block = self.plan.k, self.plan.block
-        return j >= k + max(block, 4) and (block >= 4 or (j // block) % (8 // block) == 0)
+        return j >= self.plan.k + max(self.plan.block, 4) and (p >= 4 or self.passes % (8 // p) == 0)
 
     def _extract(self, j: int, p: int) -> Ritz:
         """Ritz pairs of the present basis, and how many of the wanted ones have converged."""
@@ -259,25 +264,79 @@ class ArnoldiDriver:
 
         Locked pairs stay in the basis, and their coupling to what follows, far below the tolerance, is set to zero.
         """
-        plan, h, v = self.plan, self._h, self.basis
+        plan, h, kind = self.plan, self._h, self.basis.dtype
         keep = min(plan.k + max((j - plan.k) // 2, plan.block), j - 2 * p)
         keep = max(keep, min(plan.k, j - p), 1)
-        z = kept_space(h[:j, :j], ritz, keep, self.kind).astype(v.dtype, copy=False)
+        z = kept_space(h[:j, :j], ritz, keep, self.kind).astype(kind, copy=False)
         if z.shape[1] + p > plan.ncv:
-            z = kept_space(h[:j, :j], ritz, max(keep - 2, 1), self.kind).astype(v.dtype, copy=False)
+            z = kept_space(h[:j, :j], ritz, max(keep - 2, 1), self.kind).astype(kind, copy=False)
         keep = int(z.shape[1])
-        small = z.conj().T @ h[:j, :j] @ z
-        coupling = h[j : j + p, :j] @ z
+        small, coupling = self._small(ritz, j, z), h[j : j + p, :j] @ z
         if self.kind == "hermitian":
-            small = np.diag(ritz.values[:keep]).astype(h.dtype)
             locked = np.linalg.norm(coupling, axis=0) <= 0.05 * self.tol * self._scale(ritz.values[:keep])
             coupling[:, locked] = 0
             self.locked = int(np.count_nonzero(locked[: plan.k]))
-        for r in range(0, plan.n, _BAND):
-            v[r : r + _BAND, :keep] = v[r : r + _BAND, :j] @ z
-        v[:, keep : keep + p] = v[:, j : j + p].copy()
+        self.basis.rotate(z, p)
         h[...] = 0
         h[:keep, :keep] = small
         h[keep : keep + p, :keep] = coupling
         self.restarts += 1
         return keep
+
+    def _small(self, ritz: Ritz, j: int, z: Array) -> Array:
+        """``zᴴ H z``."""
+        if self.kind == "hermitian":
+            return np.asarray(np.diag(ritz.values[: z.shape[1]]).astype(self._h.dtype))
+        return np.asarray(z.conj().T @ self._h[:j, :j] @ z)
+
+    # -- eigenvalues that are repeated more often than the space has directions that it grew from --------------------------
+
+    def _complete(self, ritz: Ritz) -> bool:
+        """Whether no copy of a wanted eigenvalue can be missing.
+
+        A space that grew from s random directions holds, of an eigenspace of dimension m, min(m, s) dimensions: fewer than s
+        copies are all there are. Of values no better than the last one wanted, more copies would change nothing.
+        """
+        if self.round and not self._settled(ritz):
+            return False
+        values = ritz.values[: self.plan.k]
+        if len(values) == len(ritz.values):
+            return True
+        near = max(10 * self.tol, 10 * float(np.finfo(self.basis.dtype).eps) ** 0.5) * self.norm
+        copies = np.count_nonzero(np.abs(values[:, None] - values[None, :]) <= near, axis=1)
+        better = surplus(values, values, self.which, real=self._real) > 10 * self.tol * self.norm
+        return not bool((better & (copies >= self.starts)).any())
+
+    @property
+    def _real(self) -> bool:
+        return self.basis.dtype.kind != "c" and self.kind != "hermitian"
+
+    def _settled(self, ritz: Ritz) -> bool:
+        """Whether the best of the others, each within its residual, stays behind the wanted ones: nothing was missed."""
+        k = self.plan.k
+        passes = self.passes - self.round
+        if passes >= max(_LOOK_LEAST, ceil_div(self.round, _LOOK_SHARE)):
+            return True
+        others = slice(k, k + 3)
+        ahead = surplus(ritz.values[others], ritz.values[:k], self.which, real=self._real) + ritz.residuals[others]
+        return passes >= 2 and bool((ahead <= 0).all())
+
+    def _begin_round(self, ritz: Ritz, j: int) -> tuple[int, int]:
+        """Keep the converged pairs, whose coupling is below the tolerance, and let the space grow from new random directions."""
+        plan, h = self.plan, self._h
+        z = kept_space(h[:j, :j], ritz, plan.k, self.kind).astype(self.basis.dtype, copy=False)
+        keep = int(z.shape[1])
+        # A second round has reason to expect more copies.
+        wide = min(self.starts, max(plan.block, plan.k), (plan.ncv - keep) // 4) if self.round else 0
+        width = min(max(plan.block, wide), plan.ncv - keep, plan.n - keep)
+        small = self._small(ritz, j, z)
+        self.basis.rotate(z, 0)
+        new = orthonormalise(self.basis, keep, gaussian(self._rng, (plan.n, width), self.basis.dtype), self._rng)
+        self.basis.put(keep, new.q)
+        h[...] = 0
+        h[:keep, :keep] = small
+        self.starts += width
+        self.restarts += 1
+        self.round = self.passes
+        self.converged = False
+        return keep, width

@@ -1,4 +1,4 @@
-"""Blocks of vectors made orthonormal against a basis and among themselves: in blocks, in two passes. Arrays in RAM only.
+"""Blocks of vectors made orthonormal against a basis and among themselves: in blocks, in two passes.
 
 References
 ----------
@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["Orthonormal", "inner", "orthonormalise"]
+from pycauset.drivers.basis import Basis
+
+__all__ = ["Orthonormal", "gaussian", "orthonormalise"]
 
 Array = np.ndarray[Any, Any]
 
@@ -26,48 +28,40 @@ class Orthonormal(NamedTuple):
     rank: int
 
 
-def inner(v: Array, w: Array) -> Array:
-    """``vᴴ w`` without a conjugated copy of ``v``, the larger of the two."""
-    if v.dtype.kind != "c":
-        return np.asarray(v.T @ w)
-    return np.asarray((w.conj().T @ v).conj().T)
-
-
-def orthonormalise(v: Array, w: Array, rng: np.random.Generator) -> Orthonormal:
+def orthonormalise(basis: Basis, count: int, w: Array, rng: np.random.Generator) -> Orthonormal:
     """Split a block into its part in the span of a basis and an orthonormal rest.
 
     Parameters
     ----------
-    v : ndarray (n, j)
-        Orthonormal columns.
+    basis : Basis
+    count : int
+        Columns of it that are in use, V.
     w : ndarray (n, p)
         The block; left alone.
     rng : numpy.random.Generator
-        Columns that depend on the others, or on ``v``, are replaced by random ones as long as there are any: the
+        Columns that depend on the others, or on V, are replaced by random ones as long as there are any: the
         block keeps its width, and directions that it had lost can come back.
 
     Examples
     --------
+    >>> from pycauset.drivers.basis import ArrayBasis
     >>> v = np.eye(4)[:, :2]
     >>> w = np.array([[1.0, 2.0], [0.0, 0.0], [3.0, 6.0], [0.0, 0.0]])
-    >>> q, c, r, rank = orthonormalise(v, w, np.random.default_rng(0))
+    >>> q, c, r, rank = orthonormalise(ArrayBasis(v), 2, w, np.random.default_rng(0))
     >>> rank, bool(np.allclose(v @ c + q @ r, w)), bool(np.allclose(q.T @ q, np.eye(2)))
     (1, True, True)
     """
-    n, j = v.shape
-    width = min(w.shape[1], n - j)
+    width = min(w.shape[1], basis.n - count)
     before = np.linalg.norm(w, axis=0)
-    c = inner(v, w)
-    rest = w - v @ c
-    q, r, rank = _factor(rest, before)
+    c = basis.inner(count, w)
+    q, r, rank = _factor(basis.subtract(count, w, c), before)
     if rank < width:
-        q = np.hstack([q[:, :rank], _fresh(v, q[:, :rank], width - rank, rng)])
+        q = np.hstack([q[:, :rank], _fresh(basis, count, q[:, :rank], width - rank, rng)])
         r = np.vstack([r[:rank], np.zeros((width - rank, w.shape[1]), r.dtype)])
     else:
         q, r = q[:, :width], r[:width]
-    again = inner(v, q)
-    q = q - v @ again
-    q, s = _qr(q)
+    again = basis.inner(count, q)
+    q, s = _qr(basis.subtract(count, q, again))
     return Orthonormal(q, c + again @ r, s @ r, rank)
 
 
@@ -97,13 +91,19 @@ def _factor(w: Array, scale: Array) -> tuple[Array, Array, int]:
     return q, back, rank
 
 
-def _fresh(v: Array, q: Array, count: int, rng: np.random.Generator) -> Array:
-    """Random orthonormal columns, orthogonal to ``v`` and ``q``."""
-    x = rng.standard_normal((v.shape[0], count)).astype(v.dtype)
-    if v.dtype.kind == "c":
-        x = x + 1j * rng.standard_normal(x.shape).astype(x.real.dtype)
+def _fresh(basis: Basis, count: int, q: Array, width: int, rng: np.random.Generator) -> Array:
+    """Random orthonormal columns, orthogonal to the basis and to ``q``."""
+    x = gaussian(rng, (basis.n, width), basis.dtype)
     for _ in range(3):
-        x = x - v @ inner(v, x)
-        x = x - q @ inner(q, x)
+        x = basis.subtract(count, x, basis.inner(count, x))
+        x = x - q @ (q.conj().T @ x)
         x, _ = _qr(x)
-    return x.astype(v.dtype, copy=False)
+    return x.astype(basis.dtype, copy=False)
+
+
+def gaussian(rng: np.random.Generator, shape: tuple[int, int], dtype: np.dtype[Any]) -> Array:
+    """Normally distributed, for a complex type in both parts."""
+    x = rng.standard_normal(shape).astype(dtype)
+    if dtype.kind == "c":
+        x = x + 1j * rng.standard_normal(shape).astype(x.real.dtype)
+    return x

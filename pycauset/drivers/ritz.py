@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-__all__ = ["GENERAL", "HERMITIAN", "Ritz", "kept_space", "norm_from_below", "preference", "ritz_pairs"]
+__all__ = ["GENERAL", "HERMITIAN", "Ritz", "kept_space", "norm_from_below", "preference", "ritz_pairs", "surplus"]
 
 Array = np.ndarray[Any, Any]
 
@@ -58,6 +58,28 @@ def preference(values: Array, which: str, *, real: bool = False) -> Array:
     return np.argsort(-key if which[0] == "L" else key, kind="stable")
 
 
+def surplus(values: Array, wanted: Array, which: str, *, real: bool = False) -> Array:
+    """By how much each of ``values`` is wanted more than the last of those ``wanted``; negative if less.
+
+    Examples
+    --------
+    >>> surplus(np.array([5.0, 2.5, -9.0]), np.array([3.0, 4.0]), "LA")
+    array([  2. ,  -0.5, -12. ])
+    """
+    if which == "BE":
+        up = np.sort(wanted.real)
+        high, low = up[len(up) // 2 :], up[: len(up) // 2]
+        above = values.real - high[0]
+        return np.asarray(np.maximum(above, low[-1] - values.real) if len(low) else above)
+
+    def key(x: Array) -> Array:
+        if which[1] == "I":
+            return np.abs(x.imag) if real else np.asarray(x.imag)
+        return np.asarray(np.abs(x) if which[1] == "M" else x.real)
+
+    return np.asarray(key(values) - key(wanted).min() if which[0] == "L" else key(wanted).max() - key(values))
+
+
 def ritz_pairs(h: Array, b: Array, kind: str, which: str) -> Ritz:
     """Ritz pairs of a Krylov decomposition ``A V = V h + Q b``, the residuals as the decomposition gives them.
 
@@ -74,15 +96,41 @@ def ritz_pairs(h: Array, b: Array, kind: str, which: str) -> Ritz:
 
     real = h.dtype.kind != "c"
     if kind == "hermitian":
-        values, vectors = scipy.linalg.eigh((h + h.conj().T) / 2, check_finite=False)
+        values, vectors = _sorted_out(*_eigh((h + h.conj().T) / 2), b)
     elif kind == "skew":
-        turned, vectors = scipy.linalg.eigh(0.5j * (h - h.conj().T), check_finite=False)
+        turned, vectors = _sorted_out(*_eigh(0.5j * (h - h.conj().T)), b)
         values = -1j * turned
     else:
         values, vectors = scipy.linalg.eig(h, check_finite=False)
     order = preference(values, which, real=real and kind != "hermitian")
     values, vectors = values[order], vectors[:, order]
     return Ritz(values, vectors, np.linalg.norm(b @ vectors, axis=0))
+
+
+def _eigh(h: Array) -> tuple[Array, Array]:
+    """By divide and conquer: vectors of SciPy's default, MRRR, are orthogonal to 1e-13 only, and each restart would add that."""
+    import scipy.linalg
+
+    values, vectors = scipy.linalg.eigh(h, driver="evd", check_finite=False)
+    return values, vectors
+
+
+def _sorted_out(values: Array, vectors: Array, b: Array) -> tuple[Array, Array]:
+    """Among eigenvalues that rounding cannot tell apart, the combinations with the smallest residuals first.
+
+    LAPACK mixes them at will: copies that have converged with one that has just come up, over and over.
+    """
+    near = 16 * float(np.finfo(values.dtype).eps) * float(np.abs(values).max(initial=0.0))
+    ends = [*(np.flatnonzero(np.diff(values) > near) + 1).tolist(), len(values)]
+    start = 0
+    for stop in ends:
+        if stop - start > 1:
+            group = slice(start, stop)
+            turn = np.linalg.svd(b @ vectors[:, group])[2].conj().T[:, ::-1]
+            vectors[:, group] = vectors[:, group] @ turn
+            values[group] = values[group].mean()
+        start = stop
+    return values, vectors
 
 
 def norm_from_below(h: Array) -> float:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from pycauset.drivers.arnoldi import ArnoldiDriver, Progress, plan_arnoldi
+from pycauset.drivers.basis import ArrayBasis
 from pycauset.drivers.ritz import Ritz
 from pycauset.errors import ConfigError, NotConvergedError, ShapeError
 from pycauset.governor import Scope
@@ -183,7 +184,9 @@ def pairs(
     product = open_product(width, plan.basis_bytes + work)
     stack.push(product)
     basis = np.zeros((plan.ncv + plan.block, plan.n), request.dtype).T
-    machine = ArnoldiDriver(plan, basis, kind, request.which, request.tol, request.maxiter, start=request.start, scale=scale)
+    machine = ArnoldiDriver(
+        plan, ArrayBasis(basis), kind, request.which, request.tol, request.maxiter, start=request.start, scale=scale
+    )
     tell = request.progress
 
     def multiply(x: Array) -> Array:
@@ -221,7 +224,7 @@ def check_residuals(
     factor = 20 if machine.kind == "hermitian" else 200
     floor = factor * float(np.finfo(request.dtype).eps) * request.n**0.5
     good = residuals <= max(request.tol, floor) * machine.norm
-    if machine.converged and good.all():
+    if good.all():
         return
     count = int(good.sum())
     found = machine.history[-1] if machine.history else None

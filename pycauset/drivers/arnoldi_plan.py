@@ -1,0 +1,80 @@
+"""Sizes of a block Krylov computation: how wide a block is, how large the basis grows. Pure, no memory is taken."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pycauset.tiling import ceil_div
+
+__all__ = ["ArnoldiPlan", "plan_arnoldi"]
+
+
+@dataclass(frozen=True, slots=True)
+class ArnoldiPlan:
+    """Sizes of one computation.
+
+    Attributes
+    ----------
+    n, k : int
+        Order of the matrix, eigenpairs wanted.
+    block : int
+        Columns that each pass over A advances.
+    ncv : int
+        Columns of the basis when it is restarted, at most.
+    basis_bytes : int
+        Of the basis, with the block that stands at its end.
+    """
+
+    n: int
+    k: int
+    block: int
+    ncv: int
+    basis_bytes: int
+
+
+def plan_arnoldi(
+    n: int,
+    k: int,
+    dtype: np.dtype[Any],
+    *,
+    passes_cost: bool,
+    interior: bool = False,
+    block: int | None = None,
+    ncv: int | None = None,
+    room: int | None = None,
+) -> ArnoldiPlan:
+    """Choose the width of the block and the size of the basis.
+
+    Where reading A is what a pass costs (``passes_cost``: it lies on disk, or behind PCIe) wide blocks and a large basis save
+    passes.
+    In RAM the bytes of A stream through the cores in either case, and a block of one needs the fewest products.
+
+    Parameters
+    ----------
+    interior : bool
+        Eigenvalues inside the spectrum are wanted, which only a large basis tells apart.
+    room : int, optional
+        Bytes that the basis may take.
+
+    Examples
+    --------
+    >>> plan_arnoldi(12288, 8, np.dtype(float), passes_cost=True)
+    ArnoldiPlan(n=12288, k=8, block=24, ncv=480, basis_bytes=49545216)
+    >>> plan_arnoldi(12288, 8, np.dtype(float), passes_cost=False).block
+    1
+    """
+    if block is None:
+        narrow = 1 if n > 4000 else min(4, k + 1)
+        block = min(32, max(24, ceil_div(k, 8) * 8), max(narrow, n // 8)) if passes_cost else narrow
+    block = max(1, min(block, n))
+    if ncv is None:
+        ncv = max(20 * block, 3 * k + 2 * block) if passes_cost else max(2 * k + 4 * block, 40)
+        if interior:
+            ncv = max(ncv, 300)
+        if room is not None:
+            ncv = min(ncv, room // (n * dtype.itemsize) - block)
+    ncv = min(max(ncv, k + 2 * block, k + 3), n)
+    return ArnoldiPlan(n, k, block, ncv, n * (ncv + block) * dtype.itemsize)
