@@ -18,21 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from report import (
-    Report,
-    Sample,
-    add_folder,
-    child,
-    drop_cache,
-    load,
-    parser,
-    warm_up,
-    work_folder,
-)
+from disk import ON_DISK, add_child, bar_on_peak, pairs, print_peak, tell_pairs
+from report import Report, add_folder, load, parser, warm_up, work_folder
 
-from pycauset.units import format_bytes, format_flops, parse_bytes
-
-BAR_SPEED, BAR_MEMORY, BAR_RESIDUAL = 0.95, 512e6, 30.0
+BAR_SPEED, BAR_RESIDUAL = 0.95, 30.0
 
 
 def write_matrix(path: Path, n: int) -> None:
@@ -58,18 +47,6 @@ def factor_with_dask(a: Path, out: Path, chunk: int) -> None:
     da.to_zarr(da.linalg.cholesky(matrix, lower=True), str(out), overwrite=True)
 
 
-def measure_peak(folder: Path, memory: str) -> None:
-    """In a process of its own: bytes at rest, at the peak, and whether the peak could be reset first."""
-    import pycauset
-    from pycauset.hardware import probe
-
-    pycauset.matmul(np.ones((8, 8)), np.ones((8, 8)))
-    idle = probe.current_rss()
-    reset = probe.reset_peak_rss()
-    factor(folder / "a.zarr", folder / "peak.zarr", memory)
-    print(f"{idle} {probe.peak_rss()} {int(reset)}")
-
-
 def compare(report: Report, folder: Path, options: argparse.Namespace) -> None:
     from scipy.linalg import cholesky
 
@@ -90,27 +67,20 @@ def compare(report: Report, folder: Path, options: argparse.Namespace) -> None:
 
     def timed(call: Callable[..., None], out: str, *arguments: Any) -> float:
         shutil.rmtree(folder / out, ignore_errors=True)
-        drop_cache(folder / "a.zarr")  # not part of the time
         start = time.perf_counter()
         call(folder / "a.zarr", folder / out, *arguments)
         return time.perf_counter() - start
 
     calls: dict[str, Callable[[], float]] = {
         "SciPy in RAM": in_ram,
-        "pycauset on disk": lambda: timed(factor, "l.zarr", options.memory),
+        ON_DISK: lambda: timed(factor, "l.zarr", options.memory),
     }
     if options.dask and importlib.util.find_spec("dask") is not None:
         for chunk in options.dask_chunks:
             name = f"dask on disk, chunks of {chunk}"
             calls[name] = lambda chunk=chunk: timed(factor_with_dask, "dask.zarr", chunk)
     warm_up()
-    in_ram()
-    samples: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(options.repeats):
-        for name, call in calls.items():
-            samples[name].append(call())
-    for name, values in samples.items():
-        report.figure(name, f"{Sample(tuple(values))}, {format_flops(float(n) ** 3 / 3 / float(np.median(values)))}")
+    times = pairs(report, calls, [folder / "a.zarr"], options.repeats)
     exact = CovarianceStore(1, n, "float64")
     report.bar(
         "scaled residual, sampled tiles",
@@ -119,13 +89,10 @@ def compare(report: Report, folder: Path, options: argparse.Namespace) -> None:
         at_least=False,
         exact=True,
     )
-    pairs = [ram / disk for ram, disk in zip(samples["SciPy in RAM"], samples["pycauset on disk"], strict=True)]
-    report.figure("speed, pair by pair", ", ".join(f"{pair:.3f}" for pair in pairs))
-    medians = {name: float(np.median(values)) for name, values in samples.items()}
-    report.bar("speed over SciPy in RAM", medians["SciPy in RAM"] / medians["pycauset on disk"], BAR_SPEED, at_least=True)
+    medians = tell_pairs(report, times, float(n) ** 3 / 3, "SciPy in RAM", BAR_SPEED)
     peers = [median for name, median in medians.items() if name.startswith("dask")]
     if peers:
-        report.bar("speed over dask's best", min(peers) / medians["pycauset on disk"], 1.0, at_least=True)
+        report.bar("speed over dask's best", min(peers) / medians[ON_DISK], 1.0, at_least=True)
     else:
         report.line("dask: not compared")
 
@@ -137,23 +104,19 @@ def main() -> int:
     made.add_argument("--repeats", type=int, default=3)
     made.add_argument("--dask-chunks", nargs="+", type=int, default=[1024, 2048])
     made.add_argument("--no-dask", dest="dask", action="store_false", help="leave dask out")
-    made.add_argument("--child", type=Path, help=argparse.SUPPRESS)
+    add_child(made)
     add_folder(made)
     options = made.parse_args()
     if options.child:
-        measure_peak(options.child, options.memory)
-        return 0
+        here = options.child
+        return print_peak(lambda: factor(here / "a.zarr", here / "peak.zarr", options.memory))
     if options.smoke:
         options.n, options.memory, options.repeats, options.dask_chunks = min(options.n, 1280), "128MB", 1, [256]
     with work_folder(options.folder) as folder:
         title = f"CPU, float64, Cholesky factor of order {options.n} from disk to disk, memory={options.memory}"
         report = Report(title, options, folder=folder, packages=("dask", "zarr"))
         compare(report, folder, options)
-        idle, peak, reset = map(int, child(["--child", str(folder), "--memory", options.memory]).split()[-3:])
-        since = "" if reset else " (since its start)"
-        report.figure("memory, fresh process", f"{format_bytes(idle)} idle, {format_bytes(peak)} at the peak{since}")
-        limit = min(BAR_MEMORY, parse_bytes(options.memory)) / 1e6
-        report.bar("peak RSS over idle", (peak - idle) / 1e6, limit, at_least=False, unit=" MB", digits=1)
+        bar_on_peak(report, folder, options.memory)
     return report.finish()
 
 

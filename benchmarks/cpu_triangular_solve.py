@@ -13,24 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from report import (
-    Report,
-    Sample,
-    add_folder,
-    alternate,
-    child,
-    drop_cache,
-    load,
-    parser,
-    sampled_error,
-    warm_up,
-    work_folder,
-    write_operand,
-)
+from disk import ON_DISK, add_child, bar_on_peak, pairs, print_peak, tell_pairs
+from report import Report, add_folder, load, parser, sampled_error, warm_up, work_folder, write_operand
 
-from pycauset.units import format_bytes, format_flops, parse_bytes
-
-BAR_SPEED, BAR_MEMORY = 0.95, 512e6
+BAR_SPEED = 0.95
 
 
 def write_factor(path: Path, n: int) -> None:
@@ -61,19 +47,6 @@ def solve(t: Path, b: Path, out: Path, *, memory: Any) -> None:
     pycauset.linalg.solve_triangular(factor, right, lower=True, check_finite=False, out=out, memory=memory, progress=False)
 
 
-def measure_peak(folder: Path, memory: str) -> None:
-    """In a process of its own: bytes at rest, at the peak, and whether the peak could be reset first."""
-    import pycauset
-    from pycauset.hardware import probe
-
-    tiny = np.ones((8, 8))
-    pycauset.matmul(tiny, tiny)
-    idle = probe.current_rss()
-    reset = probe.reset_peak_rss()
-    solve(folder / "t.zarr", folder / "b.zarr", folder / "peak.zarr", memory=memory)
-    print(f"{idle} {probe.peak_rss()} {int(reset)}")
-
-
 def compare(report: Report, folder: Path, options: argparse.Namespace) -> None:
     from scipy.linalg import solve_triangular
 
@@ -89,21 +62,12 @@ def compare(report: Report, folder: Path, options: argparse.Namespace) -> None:
         solve_triangular(t, b, lower=True, check_finite=False)
 
     warm_up()
-    samples: dict[str, list[float]] = {}
-    for _ in range(options.repeats):  # dropped pages are not part of either time
-        for name in ("t", "b"):
-            drop_cache(folder / f"{name}.zarr")
-        for name, sample in alternate({"SciPy in RAM": in_ram, "pycauset on disk": on_disk}, 1).items():
-            samples.setdefault(name, []).append(sample.values[0])
-    for name, values in samples.items():
-        report.figure(name, f"{Sample(tuple(values))}, {format_flops(float(n) ** 2 * m / float(np.median(values)))}")
+    operands = [folder / "t.zarr", folder / "b.zarr"]
+    times = pairs(report, {"SciPy in RAM": in_ram, ON_DISK: on_disk}, operands, options.repeats)
     rows = np.random.default_rng(0).choice(n, 4, replace=False)
     x = load(folder / "x.zarr")
     report.figure("largest error, 4 rows", f"{sampled_error(b[rows], t[rows], x):.2g} of |A||B|")
-    pairs = [ram / disk for ram, disk in zip(samples["SciPy in RAM"], samples["pycauset on disk"], strict=True)]
-    report.figure("speed, pair by pair", ", ".join(f"{pair:.3f}" for pair in pairs))
-    ratio = float(np.median(samples["SciPy in RAM"]) / np.median(samples["pycauset on disk"]))
-    report.bar("speed over SciPy in RAM", ratio, BAR_SPEED, at_least=True)
+    tell_pairs(report, times, float(n) ** 2 * m, "SciPy in RAM", BAR_SPEED)
 
 
 def main() -> int:
@@ -112,12 +76,12 @@ def main() -> int:
     made.add_argument("--columns", type=int, default=4096)
     made.add_argument("--memory", default="512MB")
     made.add_argument("--repeats", type=int, default=3)
-    made.add_argument("--child", type=Path, help=argparse.SUPPRESS)
+    add_child(made)
     add_folder(made)
     options = made.parse_args()
     if options.child:
-        measure_peak(options.child, options.memory)
-        return 0
+        here = options.child
+        return print_peak(lambda: solve(here / "t.zarr", here / "b.zarr", here / "peak.zarr", memory=options.memory))
     if options.smoke:
         options.n, options.columns, options.repeats = min(options.n, 1500), min(options.columns, 300), 1
         options.memory = "128MB"
@@ -125,11 +89,7 @@ def main() -> int:
         title = f"CPU, float64, n = {options.n}, {options.columns} right-hand sides, all on disk, memory={options.memory}"
         report = Report(title, options, folder=folder)
         compare(report, folder, options)
-        idle, peak, reset = map(int, child(["--child", str(folder), "--memory", options.memory]).split()[-3:])
-        since = "" if reset else " (since its start)"
-        report.figure("memory, fresh process", f"{format_bytes(idle)} idle, {format_bytes(peak)} at the peak{since}")
-        limit = min(BAR_MEMORY, parse_bytes(options.memory)) / 1e6
-        report.bar("peak RSS over idle", (peak - idle) / 1e6, limit, at_least=False, unit=" MB", digits=1)
+        bar_on_peak(report, folder, options.memory)
     return report.finish()
 
 
