@@ -228,6 +228,7 @@ def eigs(
     skew = a.mirror(False) == "skew" and a.dtype.kind != "c" and sigma is None and Minv is None
     values, vectors, stats = _find(request, "skew" if skew else "general", a, changed, memory, gpu_memory, progress)
     order = np.arange(len(values))
+    vectors = vectors.astype(np.result_type(vectors.dtype, np.complex64), copy=False)  # real where all eigenvalues are
     return _returned(values, vectors, stats, order, return_eigenvectors, return_stats, return_history)
 
 
@@ -256,6 +257,8 @@ def _find(
         machine, ritz, product = pairs(request, kind, open_product, limits, scope, stack, passes_cost=costly)
         count = min(request.k, len(ritz.values))
         values, vectors = ritz.values[:count], machine.vectors(ritz, count)
+        if kind == "hermitian":  # the basis is orthonormal up to some thousand times rounding
+            vectors, _ = np.linalg.qr(vectors)
         residuals = pairs_residuals(product, values, vectors, request.dtype)
         stats = _statistics(machine, product, residuals)
         try:
