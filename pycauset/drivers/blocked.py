@@ -7,18 +7,20 @@ last use in a pass, so that nothing is ever evicted and the bytes of a plan can 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import Any, NamedTuple, Self
+import abc
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple, Self, get_args, get_type_hints
 
 import numpy as np
 
 from pycauset.devices.base import Device
 from pycauset.devices.rates import Rates
 from pycauset.drivers.streamer import has_no_chunks
+from pycauset.drivers.task import Operand
 from pycauset.hardware import cpu_info
 from pycauset.storage.base import TileStore
-from pycauset.tiling import ceil_div, round_up
+from pycauset.tiling import Rect, ceil_div, round_up
 
 __all__ = [
     "SLOT_ALIGN",
@@ -117,18 +119,39 @@ class BlockedPlan:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Self:
-        """The plan that :meth:`to_json` described.
+    def from_json(cls, data: Any) -> Self:
+        """The plan that :meth:`to_json` described. Whether a driver can follow it, :meth:`BlockedDriver.check` tells.
 
         Raises
         ------
         ValueError
-            If a field is missing or unknown.
+            If a field is missing, unknown or of another kind; the message begins with its name.
         """
-        names = {field.name for field in fields(cls)}
-        if names != set(data):
-            raise ValueError(f"not a {cls.__name__}: fields {sorted(names ^ set(data))} are missing or unknown")
-        return cls(**{name: _tuples(value) for name, value in data.items()})
+        hints = get_type_hints(cls)
+        fields = data if isinstance(data, dict) else {}
+        for name in hints:
+            if name not in fields:
+                raise ValueError(f"{name} is missing")
+            if not _fits(_tuples(fields[name]), hints[name]):
+                raise ValueError(f"{name} is {fields[name]!r}")
+        for name in fields:
+            if name not in hints:
+                raise ValueError(f"{name} is unknown")
+        return cls(**{name: _tuples(value) for name, value in fields.items()})
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value is of a field's type. Counts and bytes are not negative."""
+    parts = get_args(kind)
+    if parts and parts[-1] is ...:
+        return isinstance(value, tuple) and all(_fits(item, parts[0]) for item in value)
+    if parts:
+        return isinstance(value, tuple) and len(value) == len(parts) and all(map(_fits, value, parts))
+    if isinstance(value, bool) or kind is bool:
+        return isinstance(value, bool) and kind is bool
+    if kind is float:
+        return isinstance(value, (int, float))
+    return isinstance(value, kind) and (kind is not int or 0 <= value < 1 << 63)
 
 
 def _tuples(value: Any) -> Any:
@@ -247,7 +270,7 @@ def predict_seconds(
     return seconds, stages
 
 
-class BlockedDriver:
+class BlockedDriver(abc.ABC):
     """What the streamer and the solver ask of a driver beside its plan and tasks.
 
     Attributes
@@ -256,6 +279,10 @@ class BlockedDriver:
         Every store it reads or writes.
     dtype : numpy.dtype
         What kernels compute in.
+    sizes : tuple of int
+        As its plans have them.
+    variants : tuple of str
+        Those that its plans may name.
     plan_type : type
         The class of its plans, to read one back from a journal.
     workspaces : tuple of str
@@ -264,8 +291,56 @@ class BlockedDriver:
 
     stores: Sequence[TileStore]
     dtype: np.dtype[Any]
+    sizes: tuple[int, ...]
+    variants: tuple[str, ...] = ()
     workspaces: tuple[str, ...] = ()
     plan_type: type[BlockedPlan] = BlockedPlan
+
+    def check(self, plan: Any, device: Device, recorded: Iterable[Rect] = ()) -> None:
+        """Refuse a plan from a journal that does not fit the operands, the device, or the tiles that are on record.
+
+        Raises
+        ------
+        ValueError
+            The message begins with the name of the field that is wrong.
+        """
+        for name, fine in self._fitting(plan, device, recorded):
+            if not fine:
+                raise ValueError(f"{name} is {getattr(plan, name)!r}, which does not fit")
+
+    def _fitting(self, plan: Any, device: Device, recorded: Iterable[Rect]) -> Iterator[tuple[str, bool]]:
+        """Names of fields and whether they are right; what comes later may rely on what came before."""
+        yield "unified", plan.unified is device.unified
+        yield "sizes", plan.sizes == self.sizes
+        yield "dtype", plan.dtype == self.dtype.name
+        yield "variant", plan.variant in self.variants
+        yield "tile", min(plan.tile) > 0
+        yield "host_bytes", plan.host_bytes == plan.host_slots * plan.host_slot_bytes
+        yield from self._fitting_blocks(plan)
+        for operand in self.operands(plan):
+            (height, width), store, grain = operand.tile, operand.store, None
+            if operand.journal is not None:
+                grids = zip(operand.tile, store.chunks, store.shape, strict=True)
+                yield "tile", all(side % chunk == 0 or side >= size for side, chunk, size in grids)
+                for r0, r1, c0, c1 in recorded:
+                    ends = min(r0 + height, store.shape[0]), min(c0 + width, store.shape[1])
+                    yield "tile", r0 % height == c0 % width == 0 and (r1, c1) == ends
+            elif device.unified or device.reaches(store, operand.dtype):
+                continue
+            if not device.unified:
+                grain = None if has_no_chunks(store) else store.chunks
+                row = min(width, grain[1]) if grain else width
+                yield "host_slot_bytes", plan.host_slot_bytes >= row * operand.dtype.itemsize
+                needed = tile_pieces(height, width, grain, plan.host_slot_bytes, operand.dtype.itemsize)
+                yield "host_slots", plan.host_slots >= needed
+
+    @abc.abstractmethod
+    def _fitting_blocks(self, plan: Any) -> Iterator[tuple[str, bool]]:
+        """The same for blocks and the slots they need."""
+
+    @abc.abstractmethod
+    def operands(self, plan: Any) -> list[Operand]:
+        """The operands as the streamer takes them."""
 
     def piece_bytes(self, device: Device) -> int:
         """Bytes of the largest piece that travels between a store and a host slot."""

@@ -33,8 +33,8 @@ import numpy as np
 
 from pycauset.devices.base import Device
 from pycauset.devices.rates import Rates
-from pycauset.drivers.blocked import BlockedDriver
-from pycauset.drivers.cholesky_plan import CholeskyPlan, CholeskyProblem, plan_cholesky
+from pycauset.drivers.blocked import BlockedDriver, slot_bytes
+from pycauset.drivers.cholesky_plan import VARIANTS, CholeskyPlan, CholeskyProblem, plan_cholesky
 from pycauset.drivers.matmul_plan import MatmulLimits
 from pycauset.drivers.streamer import has_no_chunks
 from pycauset.drivers.task import Operand, Tile, TileTask
@@ -84,8 +84,10 @@ class CholeskyDriver(BlockedDriver):
         self.dtype = np.dtype(dtype)
         self.lower = lower
         self.variant = variant
+        self.variants = VARIANTS if variant is None else (variant,)
         self.journal = journal
         self.n = factor.shape[0]
+        self.sizes = (self.n,)
 
     # -- planning -------------------------------------------------------------------------------------------------
 
@@ -125,6 +127,17 @@ class CholeskyDriver(BlockedDriver):
         tile = min(plan.tile[0], self.n)
         origin = None if self.in_place else self.stores[1]
         return [Operand(self.stores[0], self.dtype, (tile, tile), plan.slots[0], "L", origin, self.journal)]
+
+    def _fitting_blocks(self, plan: CholeskyPlan) -> Iterator[tuple[str, bool]]:
+        count = ceil_div(self.n, plan.tile[0])
+        most = count * (count + 1) // 2 + count + 8
+        yield "tile", plan.tile[0] == plan.tile[1]
+        yield "slots", len(plan.slots) == 1 and min(count, 3) <= plan.slots[0] <= most
+        side = min(plan.tile[0], self.n)
+        yield "device_bytes", plan.device_bytes == plan.slots[0] * slot_bytes(side, side, self.dtype.itemsize)
+        yield "block", min(plan.block) >= 1 and max(plan.block) <= count
+        yield "panel", (count if plan.variant == "left" else 1) <= plan.panel <= count
+        yield "capacity", 1 <= plan.capacity <= plan.slots[0]
 
     # -- the algorithm --------------------------------------------------------------------------------------------
 

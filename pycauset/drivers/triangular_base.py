@@ -11,7 +11,7 @@ import numpy as np
 
 from pycauset.devices.base import Device
 from pycauset.devices.rates import Rates
-from pycauset.drivers.blocked import BlockedDriver, BlockedPlan
+from pycauset.drivers.blocked import BlockedDriver, BlockedPlan, slot_bytes
 from pycauset.drivers.matmul_plan import MatmulLimits
 from pycauset.drivers.streamer import has_no_chunks
 from pycauset.drivers.task import Operand, Tile, TileTask
@@ -25,10 +25,11 @@ __all__ = ["FACTOR", "RESULT", "THIRD", "TriangularDriver", "area", "width"]
 FACTOR, RESULT, THIRD = 0, 1, 2
 
 
-class TriangularDriver(BlockedDriver, abc.ABC):
+class TriangularDriver(BlockedDriver):
     """What the four share: positions, tiles, the problem as the planner sees it, and the operands."""
 
     kind = ""
+    variants = ("panel of T", "panel of X")
 
     def __init__(
         self,
@@ -141,6 +142,20 @@ class TriangularDriver(BlockedDriver, abc.ABC):
         if len(plan.slots) > THIRD and third is not None:
             made.append(Operand(third, self.dtype, shape, plan.slots[THIRD], "B"))
         return made
+
+    def _fitting_blocks(self, plan: BlockedPlan) -> Iterator[tuple[str, bool]]:
+        rows, cols = (ceil_div(size, side) for size, side in zip(self.sizes, plan.tile, strict=True))
+        h, w = plan.block
+        tiles = rows * (rows + 1) // 2
+        yield "tile", plan.tile[0] == plan.tile[1] or self.kind != "inverse"
+        yield "block", 1 <= h <= rows and 1 <= w <= cols
+        # One task takes a tile of T and two of the result; no planner asks for more than all tiles and two panels beside them.
+        yield "slots", len(plan.slots) == 2 and 1 <= plan.slots[FACTOR] <= tiles + 3 * rows + 2
+        yield "slots", min(2, rows) <= plan.slots[RESULT] <= rows * cols + 2 * cols + 4
+        b, c = (min(side, size) for side, size in zip(plan.tile, self.sizes, strict=True))
+        factor, result = (slot_bytes(b, side, self.dtype.itemsize) for side in (b, c))
+        taken = plan.slots[RESULT] * result, plan.slots[FACTOR] * factor + plan.slots[RESULT] * result
+        yield "device_bytes", plan.device_bytes in taken  # an array that kernels reach takes no slots
 
     # -- tiles by position ----------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ import numpy as np
 from pycauset.errors import NonFiniteError
 from pycauset.linalg.factorizations import cholesky
 from pycauset.linalg.operands import kernel_type, square, stored
+from pycauset.linalg.results import check_options
 from pycauset.linalg.solving import kind_of
 from pycauset.linalg.triangles import diagonal
 from pycauset.properties import known
@@ -61,20 +62,25 @@ def slogdet(
     >>> slogdet([[2.0, 7.0], [0.0, -4.0]], assume_a="upper triangular")
     SlogdetResult(sign=np.float64(-1.0), logabsdet=np.float64(2.0794415416798357))
     """
-    matrix = square("slogdet", a)
-    dtype = kernel_type("slogdet", matrix.dtype)
+    return _slogdet("slogdet", a, assume_a, {"memory": memory, "gpu_memory": gpu_memory, "progress": progress})
+
+
+def _slogdet(name: str, a: Any, assume_a: str | None, limits: dict[str, Any]) -> SlogdetResult:
+    check_options(limits["progress"])
+    matrix = square(name, a)
+    dtype = kernel_type(name, matrix.dtype)
     real = np.dtype(f"f{dtype.itemsize // 2}") if dtype.kind == "c" else dtype
-    kind = kind_of("slogdet", matrix, assume_a)
+    kind = kind_of(name, matrix, assume_a)
     twice = 1.0
     if kind == "pos":
-        matrix = cholesky(matrix, memory=memory, gpu_memory=gpu_memory, progress=progress)
+        matrix = cholesky(matrix, **limits)
         twice = 2.0
     if known(matrix._flags(), "has_unit_diagonal"):
         return SlogdetResult(dtype.type(1), real.type(0))
     pivots = diagonal(stored(matrix)).astype(np.complex128 if dtype.kind == "c" else np.float64)
     if not np.isfinite(pivots).all():
         index = int(np.flatnonzero(~np.isfinite(pivots))[0])
-        raise NonFiniteError(f"slogdet: the diagonal of a holds {pivots[index]} at index {index}")
+        raise NonFiniteError(f"{name}: the diagonal of a holds {pivots[index]} at index {index}")
     if (pivots == 0).any():
         return SlogdetResult(dtype.type(0), real.type(-math.inf))
     sizes = np.abs(pivots)
@@ -117,7 +123,7 @@ def det(
     >>> round(float(det([[4.0, 2.0], [2.0, 5.0]], assume_a="pos")), 12)
     16.0
     """
-    sign, logarithm = slogdet(a, assume_a, memory=memory, gpu_memory=gpu_memory, progress=progress)
+    sign, logarithm = _slogdet("det", a, assume_a, {"memory": memory, "gpu_memory": gpu_memory, "progress": progress})
     with np.errstate(over="ignore", under="ignore"):
         size = np.exp(logarithm)
         if np.iscomplexobj(sign):  # by parts: infinity times 0 must stay 0
@@ -154,6 +160,6 @@ def logdet(
     >>> float(logdet([[1.0, 0.0], [0.0, 1.0]], assume_a="pos"))
     0.0
     """
-    sign, logarithm = slogdet(a, assume_a, memory=memory, gpu_memory=gpu_memory, progress=progress)
+    sign, logarithm = _slogdet("logdet", a, assume_a, {"memory": memory, "gpu_memory": gpu_memory, "progress": progress})
     tolerance = 1e3 * np.finfo(type(logarithm)).eps if np.iscomplexobj(sign) else 0.0
     return logarithm if sign == 0 or abs(sign - 1) <= tolerance else type(logarithm)(math.nan)

@@ -16,7 +16,7 @@ from pycauset.errors import (
     StorePermissionError,
 )
 from pycauset.linalg.operands import chunks_like, in_memory, kernel_type, square, stored, takes_rows
-from pycauset.linalg.results import MATHEMATICS, Result, request_of
+from pycauset.linalg.results import MATHEMATICS, Result, check_options, request_of
 from pycauset.linalg.triangles import check_finite as refuse_non_finite
 from pycauset.linalg.triangles import check_hermitian, clear_beyond, load
 from pycauset.matrix import Matrix
@@ -115,6 +115,7 @@ def cholesky(
     >>> L.properties.is_lower_triangular
     True
     """
+    check_options(progress, resume)
     matrix = square("cholesky", a)
     dtype = kernel_type("cholesky", matrix.dtype)
     if variant is not None and variant not in _VARIANTS:

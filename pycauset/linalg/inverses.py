@@ -11,8 +11,9 @@ from pycauset.errors import NonFiniteError
 from pycauset.evaluate import reduce
 from pycauset.linalg.factorizations import cholesky
 from pycauset.linalg.operands import chunks_like, in_memory, kernel_type, square, stored, takes_rows
-from pycauset.linalg.results import Result, request_of
+from pycauset.linalg.results import Result, check_options, request_of
 from pycauset.linalg.solving import kind_of
+from pycauset.linalg.stages import Stages, limited
 from pycauset.linalg.triangles import check_finite as refuse_non_finite
 from pycauset.linalg.triangles import clear_beyond, load, mirror
 from pycauset.matrix import Matrix
@@ -41,7 +42,7 @@ def inv(
 
     Parameters
     ----------
-    a : Matrix or array_like (n, n)
+    a : Matrix or array_like (n, n), or path
     overwrite_a : bool
         Taken for SciPy's sake; the inverse always gets a place of its own.
     check_finite : bool
@@ -49,7 +50,8 @@ def inv(
     assume_a, lower
         As in `solve`.
     out, resume, memory, gpu_memory, progress
-        As in `cholesky`; only the inverse of a triangular matrix has a journal.
+        As in `cholesky`. With a Zarr folder named by path the factor, and then its inverse, lie in ``NAME.stages`` beside it
+        until all is finished, so that the same call goes on after a kill.
 
     Returns
     -------
@@ -60,7 +62,8 @@ def inv(
     ------
     ConfigError
         If A is not known to be triangular or positive definite.
-    NotPositiveDefiniteError, SingularMatrixError, NonFiniteError, ShapeError, DtypeError, MemoryLimitError, StoreError
+    NotPositiveDefiniteError, SingularMatrixError, NonFiniteError, ShapeError, DtypeError, OverlapError, MemoryLimitError
+    JournalError, StoreError
 
     Examples
     --------
@@ -68,41 +71,56 @@ def inv(
     array([[ 0.5  ,  0.   ],
            [-0.125,  0.25 ]])
     """
+    check_options(progress, resume)
     matrix = square("inv", a)
     dtype = kernel_type("inv", matrix.dtype)
     kind = kind_of("inv", matrix, assume_a)
     limits: dict[str, Any] = {"memory": memory, "gpu_memory": gpu_memory, "progress": progress}
     if kind in "LU":
         return _triangular_inverse(matrix, kind, dtype, out, resume, check_finite, limits)
+    return _positive_inverse(matrix, bool(lower), dtype, out, resume, check_finite, limits)
+
+
+def _positive_inverse(
+    matrix: Matrix, lower: bool, dtype: np.dtype[Any], out: Any, resume: Any, check_finite: bool, limits: dict[str, Any]
+) -> Matrix:
+    """``A⁻¹ = L⁻ᴴ L⁻¹ = U⁻¹ U⁻ᴴ``."""
     from pycauset.drivers.triangular import TriangularGramDriver
     from pycauset.solver.blocked import BlockedOperation, run
     from pycauset.solver.run import named_limit
 
-    flags = mask("is_positive_definite")
-    n, limit = matrix.shape[0], named_limit(memory, "memory")
-    factor = cholesky(matrix, lower, False, check_finite, **limits)
-    uplo = "L" if lower else "U"
-    inverse = _triangular_inverse(factor, uplo, dtype, None, True, check_finite, limits)
-    del factor
-    structure = "hermitian" if dtype.kind == "c" else "symmetric"
-    with Result(
+    n, uplo = matrix.shape[0], "L" if lower else "U"
+    with Stages(
         "inv",
         matrix.shape,
         dtype,
         out,
-        structure=structure,
+        structure="hermitian" if dtype.kind == "c" else "symmetric",
         reads=(matrix.store,),
-        limit=limit,
-        chunks=chunks_like(inverse.store, matrix.shape, dtype, limit),
-    ) as result:
-        if n:
-            # A⁻¹ = L⁻ᴴ L⁻¹ = U⁻¹ U⁻ᴴ
-            driver = TriangularGramDriver(inverse.store, result.store, dtype, uplo=uplo, op="H" if lower else "N")
+        chunks=chunks_like(matrix.store, matrix.shape, dtype, named_limit(limits["memory"], "memory")),
+        request=lambda: request_of("inv", {"dtype": dtype.name, "lower": lower}, {"a": (matrix.store, matrix.op)}),
+        resume=resume,
+        limits=limits,
+    ) as stages:
+
+        def inverted(place: Any) -> Matrix:
+            factor = stages.make("factor", lambda place: cholesky(matrix, lower, False, check_finite, out=place, **stages.limits))
+            return _triangular_inverse(factor, uplo, dtype, place, True, check_finite, stages.limits)
+
+        result = stages.result
+        if result.finished:
+            return result.opened()
+        if n and not stages.complete:
+            inverse = stages.make("inverse", inverted)
+            stages.drop("factor")
+            stages.begin()
+            journal, op = result.journal, "H" if lower else "N"
+            driver = TriangularGramDriver(inverse.store, result.store, dtype, uplo=uplo, op=op, journal=journal)
             flops = (4.0 if dtype.kind == "c" else 1.0) * n**3 / 3
-            operation = BlockedOperation("inv", driver, flops, memory, gpu_memory, result.nbytes, progress)
-            plan = run(operation)
-            mirror(result.store, plan.tile[0] if plan is not None else n, limit)
-        finished: Matrix = result.finish(flags)
+            plan = run(BlockedOperation("inv", driver, flops, result_bytes=result.nbytes, **stages.limits), journal)
+            mirror(result.store, plan.tile[0] if plan is not None else n, stages.limits["memory"])
+        stages.begin()
+        finished: Matrix = stages.finish(mask("is_positive_definite"))
         return finished
 
 
@@ -139,9 +157,12 @@ def _triangular_inverse(
             return result.opened()
         tile = _invert(source, result, uplo, unit, dtype, limits) if n else 0
         clear_beyond(result.store, part, tile)
-        if check_finite and n and not np.isfinite(reduce("max_abs", result.store, owner="inv: looking for NaN")[0, 0]):
-            refuse_non_finite("inv", source, part, memory=limit)
-            raise NonFiniteError(f"inv: the inverse overflows {dtype}")
+        if check_finite and n:
+            with limited(limit, result.nbytes):
+                largest = reduce("max_abs", result.store, owner="inv: looking for NaN")[0, 0]
+            if not np.isfinite(largest):
+                refuse_non_finite("inv", source, part, memory=limit)
+                raise NonFiniteError(f"inv: the inverse overflows {dtype}")
         inverse: Matrix = result.finish(flags)
         return inverse
 

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
+import os
+import shutil
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from pycauset import config
+from pycauset import operations
 from pycauset.errors import IllConditionedError, NonFiniteError, NotPositiveDefiniteError, ShapeError
 from pycauset.linalg.factorizations import cholesky
-from pycauset.linalg.operands import Triangle, dimensions, in_memory, kernel_type, triangle_of
+from pycauset.linalg.operands import Triangle, dimensions, in_memory, kernel_type, opened, right_hand_side, triangle_of
 from pycauset.linalg.products import matmul
+from pycauset.linalg.results import check_options, request_of
 from pycauset.linalg.solving import cho_solve
+from pycauset.linalg.stages import Stages
 from pycauset.linalg.substitution import substitute
+from pycauset.linalg.triangles import rectangles
 from pycauset.matrix import Matrix, asmatrix
-from pycauset.storage import ArrayStore
+from pycauset.storage import ArrayStore, open_store
+from pycauset.storage.output import fsync_folder
+from pycauset.tiling import Rect
 
 __all__ = ["LstsqResult", "lstsq"]
 
@@ -40,6 +47,7 @@ def lstsq(
     check_finite: bool = True,
     *,
     out: Any = None,
+    resume: Any = True,
     memory: int | float | str | None = None,
     gpu_memory: int | float | str | None = None,
     progress: Any = None,
@@ -51,15 +59,17 @@ def lstsq(
 
     Parameters
     ----------
-    a : Matrix or array_like (m, n)
+    a : Matrix or array_like (m, n), or path
         With ``m ≥ n`` and full rank; read a few times from one end to the other.
-    b : Matrix or array_like (m, k) or (m,)
+    b : Matrix or array_like (m, k) or (m,), or path
     check_finite : bool
         Say where NaN or infinity was found. (They are never taken for numbers, asked or not.)
     out : Matrix or ndarray (n, k), or path, optional
         Where the solution goes.
-    memory, gpu_memory, progress
-        As in `pycauset.linalg.cholesky`.
+    resume, memory, gpu_memory, progress
+        As in `pycauset.linalg.cholesky`. With a Zarr folder named by path ``AᴴA``, and then its factor, lie in ``NAME.stages``
+        beside it until the solution is finished, so that the same call goes on after a kill: a product that was
+        interrupted starts anew, a factorisation goes on.
 
     Returns
     -------
@@ -73,7 +83,7 @@ def lstsq(
         With the estimated ``condition`` of A, infinity if it is without full rank.
     ShapeError, DtypeError
         If A has more columns than rows, or B another number of rows.
-    NonFiniteError, MemoryLimitError, StoreError
+    NonFiniteError, OverlapError, MemoryLimitError, JournalError, StoreError
 
     References
     ----------
@@ -87,78 +97,171 @@ def lstsq(
     >>> x.round(12), bool(residual[0] < 1e-20)
     (array([1., 2.]), True)
     """
+    check_options(progress, resume)
+    matrix, right, vector = _operands(a, b)
+    n, k = matrix.shape[1], right.shape[1]
+    dtype = kernel_type("lstsq", matrix.dtype, right.dtype)
+    operands = {"a": (matrix.store, matrix.op), "b": (right.store, right.op)}
+    with Stages(
+        "lstsq",
+        (n, k),
+        dtype,
+        out,
+        reads=(matrix.store, right.store),
+        chunks=None,
+        request=lambda: request_of("lstsq", {"dtype": dtype.name}, operands),
+        resume=resume,
+        limits={"memory": memory, "gpu_memory": gpu_memory, "progress": progress},
+    ) as stages:
+        problem = _Problem(matrix, right, dtype, stages)
+        if stages.result.finished or stages.complete:
+            x = stages.result.opened() if stages.result.finished else stages.finish()
+            return LstsqResult(x, _squares(problem.residual(x)))
+        x, residual = problem.refined(check_finite)
+        if out is None:
+            return LstsqResult(x.to_numpy()[:, 0] if vector else x, residual)
+        _put(x, stages)
+        return LstsqResult(stages.finish(), residual)
+
+
+def _operands(a: Any, b: Any) -> tuple[Matrix, Matrix, bool]:
+    """A tall matrix, right-hand sides of as many rows, and whether these were a vector."""
+    a = opened(a)
     if dimensions("lstsq", a, "first") == 1:
         raise ShapeError(f"lstsq: a is a vector of shape {np.shape(a)}; it must have two dimensions")
     matrix = asmatrix(a)
-    vector = dimensions("lstsq", b, "second") == 1
-    right = asmatrix(b)
     m, n = matrix.shape
     if m < n:
         raise ShapeError(f"lstsq: a has shape {matrix.shape}; it must have at least as many rows as columns")
-    if right.shape[0] != m:
-        shape = (right.shape[0],) if vector else right.shape
-        raise ShapeError(f"lstsq: a has shape {matrix.shape} and b has shape {shape}; b must have {m} rows")
-    dtype = kernel_type("lstsq", matrix.dtype, right.dtype)
-    given = {"memory": memory, "gpu_memory": gpu_memory}
-    limits = {name: value for name, value in given.items() if value is not None}
-    scope = config.settings(**limits) if limits else contextlib.nullcontext()
-    with scope:
-        x, residual = _refined(matrix.astype(dtype), right.astype(dtype), check_finite, progress)
-        if out is None:
-            return LstsqResult(x.to_numpy()[:, 0] if vector else x, residual)
-        from pycauset.linalg.results import Result
-
-        with Result("lstsq", x.shape, dtype, out, reads=(matrix.store, right.store)) as result:
-            from pycauset.evaluate import Term, evaluate
-
-            evaluate("unary", [Term(x.store, x.op)], ("copy",), x.shape, dtype, out=result.store, owner="lstsq")
-            return LstsqResult(result.finish(), residual)
+    return matrix, *right_hand_side("lstsq", b, matrix)
 
 
-def _refined(a: Matrix, b: Matrix, check_finite: bool, progress: Any) -> tuple[Matrix, Array]:
-    """The solution and its residuals."""
-    if check_finite:
-        for name, matrix in (("a", a), ("b", b)):
-            if matrix.size and not math.isfinite(matrix.norm("max")):
-                raise NonFiniteError(f"lstsq: {name} holds NaN or infinity")
-    n, k = a.shape[1], b.shape[1]
-    if not n:
-        return Matrix(np.zeros((0, k), b.dtype)), _squares(b)
-    gram = matmul(a.H, a, progress=progress)
-    try:
-        factor = cholesky(gram, check_finite=False, progress=progress)
-    except NotPositiveDefiniteError as error:
-        if math.isnan(error.value):
-            raise NonFiniteError("lstsq: AᴴA overflows, or a holds NaN or infinity; scale a") from None
-        raise IllConditionedError(
-            f"lstsq: AᴴA is not positive definite in {a.dtype} (pivot {error.pivot} is {error.value:g}): a is without full "
-            "rank, or too ill-conditioned for normal equations; scale or drop columns, or use numpy.linalg.lstsq",
-            condition=math.inf,
-        ) from None
-    del gram
-    condition = condition_estimate(factor)
-    eps = float(np.finfo(a.dtype).eps)
-    if not condition**2 * eps <= _LARGEST:
-        raise IllConditionedError(
-            f"lstsq: the condition number of a is about {condition:.1e}; normal equations in {a.dtype} take up to "
-            f"{math.sqrt(_LARGEST / eps):.1e}. Scale its columns, convert it with .astype('float64'), or use numpy.linalg.lstsq",
-            condition=condition,
-        )
-    x: Any = cho_solve(factor, matmul(a.H, b), check_finite=False)
-    residual = b - matmul(a, x)
-    before = math.inf
-    for _ in range(_ROUNDS):
-        correction = cho_solve(factor, matmul(a.H, residual), check_finite=False)
-        size = correction.norm()
-        if not size < before / 2:
-            break
-        x, before = x + correction, size
-        residual = b - matmul(a, x)
-        if size <= eps * x.norm():
-            break
-    if not math.isfinite(x.norm()):
-        raise NonFiniteError("lstsq: the solution overflows, or b holds NaN or infinity")
-    return x, _squares(residual)
+def _put(x: Matrix, stages: Stages) -> None:
+    """Copy the solution to its place; with a journal as one tile, which is there as a whole or not at all."""
+    stages.begin()
+    store, journal = stages.result.store, stages.result.journal
+    whole = Rect(0, store.shape[0], 0, store.shape[1])
+    if journal is None:
+        with stages.limited(x):
+            operations.copy_into(x, store, owner="lstsq")
+        return
+    journal.begin({"tile": store.shape}, device="cpu")
+    if whole.size and not journal.generation(whole):
+        for part in rectangles(store):
+            journal.write(whole, 1, part, np.asarray(x[part.slices]).reshape(part.shape))
+
+
+class _Problem:
+    """``A X ≈ B``, converted to the type to compute in."""
+
+    def __init__(self, a: Matrix, b: Matrix, dtype: np.dtype[Any], stages: Stages) -> None:
+        self.stages = stages
+        with stages.limited():
+            self.a = a.astype(dtype)
+        self.b = b
+        if self.a is not a:
+            stages.hold(self.a)
+        with stages.limited():
+            self.b = b.astype(dtype)
+        if self.b is not b:
+            stages.hold(self.b)
+
+    def residual(self, x: Matrix) -> Matrix:
+        """``B - A X``."""
+        with self.stages.limited(x):
+            product = matmul(self.a, x)
+        with self.stages.limited(x, product):
+            difference: Matrix = self.b - product
+        return difference
+
+    def normal(self, factor: Matrix, residual: Matrix, *others: Matrix) -> Matrix:
+        """``(L Lᴴ)⁻¹ Aᴴ R``, while ``others`` lie in memory too."""
+        with self.stages.limited(residual, *others):
+            right = matmul(self.a.H, residual)
+        with self.stages.limited(residual, right, *others):
+            found: Matrix = cho_solve(factor, right, check_finite=False)
+        return found
+
+    def gram(self, place: Path | None) -> Matrix:
+        """``AᴴA``; at a path it is durable before it has its name, for products have no journal."""
+        limits = self.stages.limits
+        if place is None:
+            return matmul(self.a.H, self.a, **limits)  # type: ignore[no-any-return]
+        begun = place.with_name("begun.zarr")
+        shutil.rmtree(begun, ignore_errors=True)
+        matmul(self.a.H, self.a, out=begun, **limits)
+        for folder, _, names in os.walk(begun):
+            for path in (*(os.path.join(folder, name) for name in names), folder):
+                fsync_folder(path)  # which does the same for files
+        os.rename(begun, place)
+        fsync_folder(os.fspath(place.parent))
+        return Matrix(open_store(place))
+
+    def factor(self) -> Matrix:
+        """L of ``AᴴA = L Lᴴ``.
+
+        Raises
+        ------
+        IllConditionedError
+            If there is none, or it would not do.
+        """
+        dtype, stages = self.a.dtype, self.stages
+
+        def factored(place: Path | None) -> Matrix:
+            gram = stages.make("gram", self.gram)
+            return cholesky(gram, check_finite=False, out=place, **stages.limits)
+
+        try:
+            factor = stages.make("factor", factored)
+        except NotPositiveDefiniteError as error:
+            if math.isnan(error.value):
+                raise NonFiniteError("lstsq: AᴴA overflows, or a holds NaN or infinity; scale a") from None
+            raise IllConditionedError(
+                f"lstsq: AᴴA is not positive definite in {dtype} (pivot {error.pivot} is {error.value:g}): a is without full "
+                "rank, or too ill-conditioned for normal equations; scale or drop columns, or use numpy.linalg.lstsq",
+                condition=math.inf,
+            ) from None
+        stages.drop("gram")
+        with stages.limited():
+            condition = condition_estimate(factor)
+        eps = float(np.finfo(dtype).eps)
+        if not condition**2 * eps <= _LARGEST:
+            raise IllConditionedError(
+                f"lstsq: the condition number of a is about {condition:.1e}; normal equations in {dtype} take up to "
+                f"{math.sqrt(_LARGEST / eps):.1e}. Scale its columns, convert it with .astype('float64'), or use "
+                "numpy.linalg.lstsq",
+                condition=condition,
+            )
+        return factor
+
+    def refined(self, check_finite: bool) -> tuple[Matrix, Array]:
+        """The solution and the sums of its squared residuals."""
+        a, b, stages = self.a, self.b, self.stages
+        if check_finite:
+            for name, matrix in (("a", a), ("b", b)):
+                with stages.limited():
+                    if matrix.size and not math.isfinite(matrix.norm("max")):
+                        raise NonFiniteError(f"lstsq: {name} holds NaN or infinity")
+        if not a.shape[1]:
+            return Matrix(np.zeros((0, b.shape[1]), b.dtype)), _squares(b)
+        factor = self.factor()
+        x = self.normal(factor, b)
+        residual = self.residual(x)
+        before = math.inf
+        for _ in range(_ROUNDS):
+            correction = self.normal(factor, residual, x)
+            size = correction.norm()
+            if not size < before / 2:
+                break
+            with stages.limited(x, correction, residual):
+                x, before = x + correction, size
+            del correction, residual
+            residual = self.residual(x)
+            if size <= float(np.finfo(a.dtype).eps) * x.norm():
+                break
+        if not math.isfinite(x.norm()):
+            raise NonFiniteError("lstsq: the solution overflows, or b holds NaN or infinity")
+        return x, _squares(residual)
 
 
 def _squares(residual: Matrix) -> Array:

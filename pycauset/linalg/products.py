@@ -78,6 +78,10 @@ def matmul(
     array([[1., 2.],
            [3., 4.]])
     """
+    if progress is not None:
+        from pycauset.linalg.results import check_options
+
+        check_options(progress)
     if out is None and memory is None and gpu_memory is None:  # limits are for the solver to check
         quick = _quick_product(a, b)
         if quick is not None:

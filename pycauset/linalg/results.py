@@ -10,17 +10,34 @@ from typing import Any, Self
 import numpy as np
 from numpy.linalg import LinAlgError
 
-from pycauset.errors import DtypeError, NonFiniteError, OverlapError, ShapeError
+from pycauset.errors import DtypeError, NonFiniteError, OverlapError, ShapeError, StorePermissionError
 from pycauset.evaluate import new_result
 from pycauset.linalg.operands import in_memory
 from pycauset.matrix import Matrix, asmatrix
 from pycauset.properties import Properties
 from pycauset.storage import TileStore, create_store, open_store
 
-__all__ = ["MATHEMATICS", "Result", "request_of"]
+__all__ = ["MATHEMATICS", "Result", "check_options", "request_of"]
 
 #: Errors of the mathematics: to go on with the same operands would end in the same way.
 MATHEMATICS = (LinAlgError, NonFiniteError)
+
+
+def check_options(progress: Any, resume: Any = True) -> None:
+    """Refuse ``progress`` and ``resume`` that make no sense, before any work, also where it is too small to need them.
+
+    Raises
+    ------
+    ConfigError
+    """
+    if resume is not True:
+        from pycauset.storage.journal import check_resume
+
+        check_resume(resume)
+    if progress is not None:
+        from pycauset.progress import reporter
+
+        reporter(progress, "", 0.0)
 
 
 def request_of(
@@ -47,8 +64,9 @@ def request_of(
 class Result:
     """The store that a result is computed into, from its making to the end.
 
-    As a context manager it ends well by :meth:`finish`; when an exception leaves the block, what was begun is removed, or, with a
-    journal, kept for the same call to go on (unless the error is one of `MATHEMATICS`).
+    Making it checks that ``out`` can take the result. As a context manager it is ready to be written, and ends well by
+    :meth:`finish`; when an exception leaves the block, what was begun is removed, or, with a journal, kept for the same call to
+    go on (unless the error is one of `MATHEMATICS`).
 
     Parameters
     ----------
@@ -60,7 +78,7 @@ class Result:
     structure : str
         Of a new store on disk.
     reads : sequence of TileStore
-        What is read while the result is written.
+        The operands a and b, as far as they are read while the result is written.
     limit : int or None
         The operation's host memory in bytes.
     chunks : (int, int), optional
@@ -96,16 +114,19 @@ class Result:
     ) -> None:
         self.journal: Any = None
         self.finished, self.nbytes = False, 0
-        self._out, self._path, self._flags = out, None, 0
-        self._done = False
+        self._out, self._path, self._shape, self._dtype = out, None, shape, dtype
+        self._structure, self._limit, self._chunks = structure, limit, chunks
+        self._begun = self._done = False
+        self.store: TileStore
         if out is None:
-            self.store: TileStore = new_result(shape, dtype, limit, chunks=chunks, structure=structure)
-            self.nbytes = self.store.nbytes if in_memory(self.store) is not None else 0
-        elif isinstance(out, (str, os.PathLike)):
-            self._path = os.fspath(out)
-            for store in reads:
+            return
+        if isinstance(out, (str, os.PathLike)):
+            self._path, self._begun = os.fspath(out), True
+            for which, store in zip("ab", reads, strict=False):
                 if store.lies_at(out):
-                    raise OverlapError(f"{name}: out={self._path!r} is where {store} lies, still to be read; give another path")
+                    raise OverlapError(
+                        f"{name}: out={self._path!r} is where {which} lies ({store}), still to be read; give another path"
+                    )
             plain = self._path.endswith(".npy")
             if plain or request is None:
                 form: dict[str, Any] = {} if plain else {"chunks": chunks, "structure": structure}
@@ -114,7 +135,6 @@ class Result:
                 self._begin_journal(shape, dtype, structure, chunks, request(), resume)
         else:
             self.store = _given(name, out, shape, dtype, structure, reads)
-            self.store.begin_write()
 
     def _begin_journal(
         self, shape: tuple[int, int], dtype: Any, structure: str, chunks: Any, request: dict[str, Any], resume: Any
@@ -134,6 +154,23 @@ class Result:
         except BaseException:
             self.journal.suspend()
             raise
+
+    def begin(self, held: int = 0) -> None:
+        """Make a result that has no place yet, or open the given one for writing; ``held`` bytes of the limit are taken."""
+        if self._begun:
+            return
+        if self._out is None:
+            limit = None if self._limit is None else max(1, self._limit - held)
+            self.store = new_result(self._shape, self._dtype, limit, chunks=self._chunks, structure=self._structure)
+            self.nbytes = self.store.nbytes if in_memory(self.store) is not None else 0
+        else:
+            self.store.begin_write()
+        self._begun = True
+
+    @property
+    def target(self) -> str | None:
+        """The path of a result that has a journal."""
+        return self._path if self.journal is not None else None
 
     def opened(self) -> Matrix:
         """The result of the run that had finished."""
@@ -168,10 +205,11 @@ class Result:
         return self._out
 
     def __enter__(self) -> Self:
+        self.begin()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._done and error is None:
+        if (self._done and error is None) or not self._begun:
             return
         if self.journal is None:
             self.store.discard()
@@ -207,7 +245,11 @@ def _given(
         raise ShapeError(f"{name}: out is {matrix!r}; give the matrix itself, not a view of it")
     if matrix.store.structure not in ("full", structure):
         raise ShapeError(f"{name}: out is stored as {matrix.store.structure}, but the result is {structure}; give a full out")
-    for store in reads:
+    for which, store in zip("ab", reads, strict=False):
         if matrix.store.overlaps(store):
-            raise OverlapError(f"{name}: out {out!r} shares storage with an operand, which is still to be read; give another out")
+            raise OverlapError(
+                f"{name}: out {matrix!r} shares storage with {which} ({store}), which is still to be read; give another out"
+            )
+    if not matrix.store.writable:
+        raise StorePermissionError(f"{name}: out {matrix!r} is read-only; give another out")
     return matrix.store

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Final
 
 import numpy as np
 
 from pycauset.errors import ConfigError
 from pycauset.linalg.factorizations import cholesky
-from pycauset.linalg.operands import kernel_type, known_triangle, right_hand_side, square, triangle_of
-from pycauset.linalg.results import request_of
+from pycauset.linalg.operands import Triangle, kernel_type, known_triangle, right_hand_side, square, triangle_of
+from pycauset.linalg.results import check_options, request_of
+from pycauset.linalg.stages import Stages
 from pycauset.linalg.substitution import System
 from pycauset.matrix import Matrix
 from pycauset.properties import known
@@ -78,16 +80,16 @@ def solve_triangular(
     array([1., 2.])
     """
     name = "solve_triangular"
+    check_options(progress, resume)
     matrix = square(name, a)
-    right, vector = right_hand_side(name, b, matrix.shape[0])
+    right, vector = right_hand_side(name, b, matrix)
     dtype = kernel_type(name, matrix.dtype, right.dtype)
     triangle = triangle_of(name, matrix, lower=lower, trans=trans, unit=unit_diagonal)
     arguments = {"dtype": dtype.name, "uplo": triangle.uplo, "op": triangle.op, "unit": triangle.unit}
     operands = {"a": (matrix.store, matrix.op), "b": (right.store, right.op)}
-    system = System(name, right, vector, dtype, memory, gpu_memory, progress, check_finite)
-    return system.solve(
-        [triangle], out, overwrite_b, request=lambda: request_of(name, arguments, operands), resume=resume, reads=matrix.store
-    )
+    system = System(name, right, vector, dtype, check_finite, {"memory": memory, "gpu_memory": gpu_memory, "progress": progress})
+    request = functools.partial(request_of, name, arguments, operands)
+    return system.solve(matrix.store, lambda _: [triangle], out, overwrite_b, request=request, resume=resume, staged=False)
 
 
 def cho_solve(
@@ -97,6 +99,7 @@ def cho_solve(
     check_finite: bool = True,
     *,
     out: Any = None,
+    resume: Any = True,
     memory: int | float | str | None = None,
     gpu_memory: int | float | str | None = None,
     progress: Any = None,
@@ -108,7 +111,7 @@ def cho_solve(
     c_and_lower : (Matrix or array_like (n, n), bool), or Matrix (n, n)
         The factor and whether it is the lower one. A factor that knows that it is triangular, as `cholesky` gives it, will do.
     b : Matrix or array_like (n, m) or (n,)
-    overwrite_b, check_finite, out, memory, gpu_memory, progress
+    overwrite_b, check_finite, out, resume, memory, gpu_memory, progress
         As in `solve_triangular`.
 
     Returns
@@ -117,7 +120,9 @@ def cho_solve(
 
     Raises
     ------
-    SingularMatrixError, NonFiniteError, ShapeError, DtypeError, OverlapError, MemoryLimitError, StoreError
+    ConfigError
+        If it is not known, or not said, which triangle holds the factor.
+    SingularMatrixError, NonFiniteError, ShapeError, DtypeError, OverlapError, MemoryLimitError, JournalError, StoreError
 
     Examples
     --------
@@ -126,22 +131,32 @@ def cho_solve(
     array([1.5, 1. ])
     """
     name = "cho_solve"
-    lower: bool | None = None
-    c = c_and_lower
-    if isinstance(c, (tuple, list)) and len(c) == 2 and isinstance(c[1], (bool, np.bool_, int)):
-        c, lower = c[0], bool(c[1])
+    check_options(progress, resume)
+    c, lower = c_and_lower, None
+    if isinstance(c, (tuple, list)) and len(c) == 2 and (np.ndim(c[1]) == 0 or isinstance(c[0], Matrix)):
+        c, lower = c
+        if not isinstance(lower, (bool, np.bool_, int, np.integer)):
+            raise ConfigError(f"{name}: lower is {lower!r} in (c, lower); it must be True or False")
     matrix = square(name, c)
     if lower is None:
         found = known_triangle(matrix)
         if found is None:
             raise ConfigError(f"{name}: which triangle of {matrix!r} holds the factor? Give (c, lower)")
         lower = found == "L"
-    right, vector = right_hand_side(name, b, matrix.shape[0])
+    lower = bool(lower)
+    right, vector = right_hand_side(name, b, matrix)
     dtype = kernel_type(name, matrix.dtype, right.dtype)
-    order = ("N", "C") if lower else ("C", "N")
-    steps = [triangle_of(name, matrix, lower=lower, trans=trans) for trans in order]
-    system = System(name, right, vector, dtype, memory, gpu_memory, progress, check_finite)
-    return system.solve(steps, out, overwrite_b, reads=matrix.store)
+    arguments = {"dtype": dtype.name, "lower": lower}
+    operands = {"c": (matrix.store, matrix.op), "b": (right.store, right.op)}
+    system = System(name, right, vector, dtype, check_finite, {"memory": memory, "gpu_memory": gpu_memory, "progress": progress})
+    steps = _both_ways(name, matrix, lower)
+    request = functools.partial(request_of, name, arguments, operands)
+    return system.solve(matrix.store, lambda _: steps, out, overwrite_b, request=request, resume=resume, staged=True)
+
+
+def _both_ways(name: str, factor: Matrix, lower: bool) -> list[Triangle]:
+    """The two triangles of ``A = L Lᴴ`` or ``Uᴴ U``, in the order of substitution."""
+    return [triangle_of(name, factor, lower=lower, trans=trans) for trans in (("N", "C") if lower else ("C", "N"))]
 
 
 def solve(
@@ -155,6 +170,7 @@ def solve(
     transposed: bool = False,
     *,
     out: Any = None,
+    resume: Any = True,
     memory: int | float | str | None = None,
     gpu_memory: int | float | str | None = None,
     progress: Any = None,
@@ -168,15 +184,17 @@ def solve(
     lower : bool
         For positive definite matrices: which triangle to read.
     overwrite_a : bool
-        The Cholesky factor may be put in the place of ``a``, an array in RAM that can hold it.
+        The Cholesky factor may be put in the place of ``a``, an array in RAM that can hold it. Not with a path as ``out``,
+        where the call may be made again after a kill.
     overwrite_b, check_finite
         As in `solve_triangular`.
     assume_a : {"gen", "pos", "lower triangular", "upper triangular", "diagonal"}
         What A is, believed as a claim is; ``"gen"`` goes by the properties of ``a``. SciPy's long names do as well.
     transposed : bool
         Solve ``A.T X = B``.
-    out, memory, gpu_memory, progress
-        As in `cholesky`. A triangular system with a path keeps a journal (see `solve_triangular`), others keep none.
+    out, resume, memory, gpu_memory, progress
+        As in `cholesky`. With a Zarr folder named by path the factor lies in ``NAME.stages`` beside it until the solution is
+        finished, so that the same call goes on after a kill.
 
     Returns
     -------
@@ -188,25 +206,39 @@ def solve(
         If A is not known to be triangular or positive definite: LU, which general matrices take, comes with a later version.
     NotPositiveDefiniteError, SingularMatrixError
         If A is not what it was said to be.
-    NonFiniteError, ShapeError, DtypeError, OverlapError, MemoryLimitError, StoreError
+    NonFiniteError, ShapeError, DtypeError, OverlapError, MemoryLimitError, JournalError, StoreError
 
     Examples
     --------
     >>> solve([[4.0, 2.0], [2.0, 5.0]], [8.0, 8.0], assume_a="pos")
     array([1.5, 1. ])
     """
-    matrix = square("solve", a)
+    name = "solve"
+    check_options(progress, resume)
+    matrix = square(name, a)
+    right, vector = right_hand_side(name, b, matrix)
     limits: dict[str, Any] = {"memory": memory, "gpu_memory": gpu_memory, "progress": progress}
-    right_hand_side("solve", b, matrix.shape[0])  # before hours of work
-    kind = kind_of("solve", matrix, assume_a)
+    kind = kind_of(name, matrix, assume_a)
     if kind in "LU":
         trans = "T" if transposed else "N"
-        return solve_triangular(matrix, b, trans, kind == "L", False, overwrite_b, check_finite, out=out, resume=True, **limits)
+        return solve_triangular(matrix, b, trans, kind == "L", False, overwrite_b, check_finite, out=out, resume=resume, **limits)
     overwrite_a = overwrite_a and _can_hold_factor(matrix) and not transposed and not _shares(matrix, b, out)
     if transposed:  # the triangle to read is the other one of the transpose
         matrix, lower = matrix.T, not lower
-    factor = cholesky(matrix, lower, overwrite_a, check_finite, **limits)
-    return cho_solve((factor, lower), b, overwrite_b, check_finite, out=out, **limits)
+    lower = bool(lower)
+    dtype = kernel_type(name, kernel_type(name, matrix.dtype), right.dtype)
+
+    def factored(stages: Stages) -> list[Triangle]:
+        inside = overwrite_a and not stages.lasting
+        factor = stages.make(
+            "factor", lambda place: cholesky(matrix, lower, inside, check_finite, out=place, **stages.limits), own=not inside
+        )
+        return _both_ways(name, factor, lower)
+
+    operands = {"a": (matrix.store, matrix.op), "b": (right.store, right.op)}
+    request = functools.partial(request_of, name, {"dtype": dtype.name, "lower": lower}, operands)
+    system = System(name, right, vector, dtype, check_finite, limits)
+    return system.solve(matrix.store, factored, out, overwrite_b, request=request, resume=resume, staged=True)
 
 
 def _can_hold_factor(a: Matrix) -> bool:

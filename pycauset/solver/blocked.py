@@ -134,11 +134,10 @@ def run(operation: BlockedOperation, journal: Any = None) -> BlockedPlan | None:
     """
     with clean_stop():
         if journal is not None and journal.plan is not None:
-            kind = journal.plan["device"]
-            plan = operation.driver.plan_type.from_json(journal.plan["plan"])
+            where, plan = _on_record(operation, journal)
             limits = operation_limits(operation.memory, operation.gpu_memory, result=operation.result_bytes)
-            _stream(operation, _device(kind, operation.name), plan, limits)
-            return plan  # type: ignore[no-any-return]
+            _stream(operation, where, plan, limits)
+            return plan
         best, found, limits = choose(operation)
         if not best.streamed:
             assert operation.in_core is not None
@@ -149,7 +148,7 @@ def run(operation: BlockedOperation, journal: Any = None) -> BlockedPlan | None:
         if journal is not None:
             journal.begin({"device": best.device, "plan": best.plan.to_json()})  # type: ignore[union-attr]
         try:
-            _stream(operation, _device(best.device, operation.name), best.plan, limits)
+            _stream(operation, _device(best.device), best.plan, limits)
         except DeviceError as error:
             spare = [route for route in found if route.device == "cpu" and not route.refused]
             if best.device != "gpu" or not spare or not operation.repeatable or journal is not None:
@@ -165,12 +164,39 @@ def run(operation: BlockedOperation, journal: Any = None) -> BlockedPlan | None:
         return best.plan  # type: ignore[return-value]
 
 
-def _device(kind: str, operation: str) -> Device:
+def _on_record(operation: BlockedOperation, journal: Any) -> tuple[Device, BlockedPlan]:
+    """Device and plan of the interrupted run.
+
+    Raises
+    ------
+    JournalError
+        If they cannot be followed.
+    DeviceError
+        If the device is gone.
+    """
+    kind = journal.plan.get("device")
+    try:
+        plan: BlockedPlan = operation.driver.plan_type.from_json(journal.plan.get("plan"))
+    except ValueError as error:
+        raise journal.unusable(f"plan.plan.{error}") from None
+    if kind not in ("cpu", "gpu") or (kind == "cpu") is not plan.unified:
+        raise journal.unusable(f"plan.device is {kind!r}")
+    where = devices.cpu() if kind == "cpu" else devices.gpu()
+    if where is None:
+        raise DeviceError(
+            f"{operation.name} was begun on a GPU, and there is none now; bring the GPU back, or else {journal.remedy}"
+        )
+    try:
+        operation.driver.check(plan, where, journal.generations())
+    except ValueError as error:
+        raise journal.unusable(f"plan.plan.{error}") from None
+    return where, plan
+
+
+def _device(kind: str) -> Device:
     found = devices.cpu() if kind == "cpu" else devices.gpu()
     if found is None:
-        raise DeviceError(
-            f"{operation} was begun on a GPU, and there is none now; bring the GPU back, or start over with resume='restart'"
-        )
+        raise DeviceError("the GPU is gone; call again, and the work goes to the CPU")
     return found
 
 

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -24,17 +24,14 @@ from numpy.typing import DTypeLike, NDArray
 from pycauset.errors import ConfigError, JournalBusyError, JournalError, StoreError, StoreNotFoundError
 from pycauset.storage.base import TileStore
 from pycauset.storage.commit import GroupCommit
-from pycauset.storage.direct import crc32c
 from pycauset.storage.identity import differences, operand_identity, plain, versions
-from pycauset.storage.journalfile import JournalFile, read_journal
-from pycauset.storage.native import UNFINISHED, ZarrStore
+from pycauset.storage.journalfile import JournalFile, read_journal, remedy
+from pycauset.storage.native import ZarrStore
 from pycauset.storage.output import journal_path, resumable_folder, sweep
-from pycauset.storage.recovery import last_records, recover, remove_orphans
+from pycauset.storage.recovery import Resume, clean_up, last_records, look, mark, recover, refuse_mixture, remove_orphans
 from pycauset.tiling import Rect
 
-__all__ = ["Journal", "JournalStatistics", "open_journal", "operand_identity", "read_journal"]
-
-Resume = bool | Literal["restart"]
+__all__ = ["Journal", "JournalStatistics", "Resume", "check_resume", "open_journal", "operand_identity", "read_journal"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +93,7 @@ def open_journal(path: str | os.PathLike[str], request: Mapping[str, Any], *, re
     ['b.zarr']
     """
     target = Path(path).expanduser().absolute()
-    if resume not in (True, False, "restart"):
-        raise ConfigError(f'resume={resume!r}; it must be True, False or "restart"')
+    resume = check_resume(resume)
     if target.suffix == ".npy":
         raise ConfigError(f"{target}: only a Zarr folder can have a journal, tiles of a .npy file cannot be replaced atomically")
     if not target.parent.is_dir():
@@ -111,110 +107,46 @@ def open_journal(path: str | os.PathLike[str], request: Mapping[str, Any], *, re
     except JournalError:
         if resume != "restart":
             raise
-        _refuse_mixture(target, name)
+        refuse_mixture(target, name)
         file = JournalFile(name, discard=True)
     try:
         while True:
-            finished, resumed = _look(file, target, asked, resume)
+            finished, resumed = look(file, target, asked, resume)
             if not finished or resumed:
                 break
             file.remove()  # finished long ago, and not what is asked for now
             file = JournalFile(name)
         if finished:
-            _clean_up(target)
+            clean_up(target)
             sweep(target)
             file.remove()
         elif not file.header:
             shutil.rmtree(resumable_folder(target), ignore_errors=True)
         return Journal(file, target, asked, finished=finished, resumed=resumed)
     except BaseException:
-        if not file.header:
+        if file.made and not file.header:
             file.remove()
         file.close()
         raise
 
 
-def _look(file: JournalFile, target: Path, asked: dict[str, Any], resume: Resume) -> tuple[bool, bool]:
-    """Whether the work on record is finished, and whether it is what is asked for; a journal without use is cleared."""
-    if not file.header:
-        return False, False
-    tiles = last_records(file.records)
-    changed = differences(file.header["request"], asked)
-    if _is_finished(file, target):
-        mine = differences(_without_own(file.header["request"], target), _without_own(asked, target))
-        return True, resume is True and not mine
-    if file.header["in_place"]:
-        # A finished matrix in the place of one that was partly overwritten: somebody has made it again.
-        live = (target / UNFINISHED).is_file() or ((target / "zarr.json").is_file() and not tiles)
-    else:
-        live = resumable_folder(target).is_dir()
-    if not live:
-        file.clear()
-        return False, False
-    if resume is True:
-        if not changed:
-            return False, True
-        raise JournalError(
-            f"the journal {file.path} is of other work: {'; '.join(changed)}; call as before to go on, or start over with "
-            'resume="restart"'
-        )
-    if resume is False:
-        raise JournalError(
-            f"the journal {file.path} of an unfinished {file.header['request'].get('operation')} is in the way; go on with "
-            'resume=True, or start over with resume="restart"'
-        )
-    if file.header["in_place"]:
-        if tiles:
-            _refuse_mixture(target, file.path)
-        if (target / UNFINISHED).is_file():  # nothing has been overwritten yet
-            os.replace(target / UNFINISHED, target / "zarr.json")
-        remove_orphans(os.fspath(target), None)
-    file.clear()
-    return False, False
+def check_resume(resume: Any) -> Resume:
+    """``resume`` as it may be.
 
+    Raises
+    ------
+    ConfigError
 
-def _refuse_mixture(target: Path, journal: Path) -> None:
-    """In place there is nothing to start over from."""
-    if (target / UNFINISHED).is_file():
-        raise JournalError(
-            f"{target} has been overwritten in part, so the work cannot start over from it: make the matrix again under this "
-            f"name (overwrite=True), which makes the journal {journal} void"
-        )
-
-
-def _is_finished(file: JournalFile, target: Path) -> bool:
-    """Whether the run was killed after its last step that matters: what it finished is under the final name."""
-    marks = {record["finished"] for record in file.records if "finished" in record}
-    if not marks or (not file.header["in_place"] and resumable_folder(target).is_dir()):
-        return False
-    with contextlib.suppress(OSError):
-        return _mark((target / "zarr.json").read_bytes()) in marks
-    return False
-
-
-def _clean_up(target: Path) -> None:
-    """What a run that was killed in its last steps did not get to."""
-    from pycauset.storage.opening import open_store
-
-    (target / UNFINISHED).unlink(missing_ok=True)
-    remove_orphans(os.fspath(target), None)
-    store = open_store(target)
-    if isinstance(store, ZarrStore):
-        store.trim()
-
-
-def _mark(text: bytes) -> str:
-    return f"{crc32c(np.frombuffer(text, np.uint8)):08x}"
-
-
-def _without_own(request: dict[str, Any], target: Path) -> dict[str, Any]:
-    """A request without what finishing the work in place changes of its own operand."""
-    real, operands = os.path.realpath(target), {}
-    for name, identity in request.get("operands", {}).items():
-        own = isinstance(identity, dict) and identity.get("path") == real
-        changes = ("generation", "metadata", "structure") if own else ()
-        operands[name] = {k: v for k, v in identity.items() if k not in changes} if own else identity
-    return {**request, "operands": operands}
+    Examples
+    --------
+    >>> check_resume(True), check_resume("restart")
+    (True, 'restart')
+    """
+    if isinstance(resume, (bool, np.bool_)):
+        return bool(resume)
+    if isinstance(resume, str) and resume == "restart":
+        return "restart"
+    raise ConfigError(f'resume={resume!r}; it must be True, False or "restart"')
 
 
 class Journal:
@@ -302,8 +234,7 @@ class Journal:
         changed = [text for key, value in asked.items() if value for text in differences(found[key], value, key)]
         if changed:
             raise JournalError(
-                f"the unfinished output of the journal {self.path} does not fit: {'; '.join(changed)}; start over with "
-                'resume="restart"'
+                f"the unfinished output of the journal {self.path} does not fit: {'; '.join(changed)}; {self.remedy}"
             )
         self._take_up(in_place=False)
         return store
@@ -332,7 +263,10 @@ class Journal:
     def _take_up(self, *, in_place: bool) -> None:
         start = time.perf_counter()
         if self.header["in_place"] is not in_place:
-            raise JournalError(f'the journal {self.path} is of work that was not done this way; start over with resume="restart"')
+            raise self.unusable(f"in_place = {self.header['in_place']}, but now the work is not done this way")
+        changed = differences(self.header["output"], _describe(self.store), "output")
+        if changed:
+            raise self.unusable("; ".join(changed))
         if not self.store.unfinished:
             self.store.begin_write()  # killed just before it did so itself
         started: int = self.header["started_ns"]
@@ -363,6 +297,15 @@ class Journal:
         if in_place:
             self.store.begin_write()
         self.store.journalled = self._begun = True
+
+    @property
+    def remedy(self) -> str:
+        """What to do where this journal cannot be followed."""
+        return remedy(self.path, mixture=self.header.get("in_place", False) and bool(self._records))
+
+    def unusable(self, what: str) -> JournalError:
+        """The error of an operation that cannot follow its header."""
+        return JournalError(f"the journal {self.path} cannot be followed: {what}; {self.remedy}")
 
     # --- tiles -------------------------------------------------------------------------------------------------------
 
@@ -407,7 +350,7 @@ class Journal:
         """
         self.flush()
         self._commits.close()
-        self.store.finish(attributes, before=lambda text: self._file.append([{"finished": _mark(text.encode())}]))
+        self.store.finish(attributes, before=lambda text: self._file.append([{"finished": mark(text.encode())}]))
         self._file.remove()
 
     def suspend(self) -> None:

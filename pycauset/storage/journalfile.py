@@ -1,7 +1,7 @@
 """The file of a journal: one JSON record a line, each behind its own checksum, under a lock.
 
 A line is eight hexadecimal digits (crc32c of the rest), a space, and JSON. The first record is the header. A line without its end
-was cut by a crash and does not count; any other damage is an error.
+was cut by a crash and does not count; any other damage is an error, and so is a record that lacks what others rely on.
 """
 
 from __future__ import annotations
@@ -11,27 +11,61 @@ import errno
 import fcntl
 import json
 import os
+import re
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
-from pycauset.errors import JournalBusyError, JournalError, StoreNotFoundError
+from pycauset.errors import JournalBusyError, JournalError, StoreError, StoreNotFoundError
 from pycauset.storage.base import store_error
 from pycauset.storage.direct import crc32c
-from pycauset.storage.output import fsync_folder
+from pycauset.storage.output import UNFINISHED, fsync_folder, journal_path
 
-__all__ = ["FORMAT", "JournalFile", "format_record", "read_journal"]
+__all__ = ["FORMAT", "JournalFile", "format_record", "hint", "locked", "read_journal", "remedy", "unusable"]
 
 FORMAT: Final = 1
 """Version of the format, the header's ``"pycauset_journal"``."""
 
 Record = dict[str, Any]
 
-_RESTART: Final = 'start over with resume="restart"'
+_HEADER: Final = {"request": dict, "in_place": bool, "output": dict, "plan": dict, "started_ns": int}
+_CHECKSUM: Final = re.compile("[0-9a-f]{8}")
+
+
+def remedy(path: Path, *, mixture: bool | None = None) -> str:
+    """What to do where a journal cannot be followed.
+
+    A ``mixture`` of old and new tiles is nothing to start over from. By default the matrix tells whether it is one.
+    """
+    target = path.with_name(path.name.removesuffix(".journal"))
+    if (target / UNFINISHED).is_file() if mixture is None else mixture:
+        return (
+            f"{target} has been overwritten in part, nothing can start over from it: make the matrix again and delete the "
+            "journal (pycauset.save with overwrite=True does both)"
+        )
+    return 'start over with resume="restart"'
+
+
+def unusable(path: Path, what: str, *, mixture: bool | None = None) -> JournalError:
+    """The error of a journal that says ``what`` nobody can follow."""
+    return JournalError(f"the journal {path} cannot be followed: {what}; {remedy(path, mixture=mixture)}")
+
+
+def hint(target: Path) -> str:
+    """What the journal beside a matrix says of it, empty without one."""
+    path = journal_path(target)
+    try:
+        header, _ = read_journal(path)
+    except StoreNotFoundError:
+        return ""
+    except StoreError as error:
+        return str(error)
+    operation = header.get("request", {}).get("operation", "the work")
+    return f"a journal of {operation} is beside it ({path.name}); run the same call again to go on"
 
 
 def format_record(record: Record) -> bytes:
@@ -52,18 +86,18 @@ def parse_line(line: bytes) -> Record | None:
         if len(line) < 10 or line[8:9] != b" " or int(line[:8], 16) != crc32c(np.frombuffer(line[9:], np.uint8)):
             return None
         record = json.loads(line[9:])
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) else None
 
 
-def parse(data: bytes, path: str) -> tuple[Record, list[Record], int]:
+def parse(data: bytes, path: Path) -> tuple[Record, list[Record], int]:
     """Header, records and the length of what is whole; an empty header if not even that was written to its end.
 
     Raises
     ------
     JournalError
-        If a line is damaged, or the format is another one's.
+        If a line is damaged or lacks something, or the format is another one's.
     """
     *lines, rest = data.split(b"\n")
     records = []
@@ -72,8 +106,10 @@ def parse(data: bytes, path: str) -> tuple[Record, list[Record], int]:
         if record is None:
             raise JournalError(
                 f"line {number} of the journal {path} is damaged: its checksum does not fit its text, so what it says cannot be "
-                f"trusted; restore the file, or {_RESTART}"
+                f"trusted; restore the file, or {remedy(path)}"
             )
+        if number > 1 and (wrong := _wrong(record)):
+            raise unusable(path, f"line {number} has {wrong}")
         records.append(record)
     if not records:
         return {}, [], 0
@@ -82,9 +118,36 @@ def parse(data: bytes, path: str) -> tuple[Record, list[Record], int]:
     if found != FORMAT:
         raise JournalError(
             f"the journal {path} has format {found!r}, this version of pycauset writes format {FORMAT}; finish the work with the "
-            f"version that began it, or {_RESTART}"
+            f"version that began it, or {remedy(path)}"
         )
+    for name, kind in _HEADER.items():
+        if type(header.get(name)) is not kind:
+            raise unusable(path, f"its header has {name} = {_short(header.get(name))}")
+    if type(header["request"].get("operands", {})) is not dict:
+        raise unusable(path, f"its header has request.operands = {_short(header['request']['operands'])}")
     return header, records, len(data) - len(rest)
+
+
+def _wrong(record: Record) -> str:
+    """The first field of a tile's, process's or end's record that has a value of another kind; empty if there is none."""
+    tile, generation, chunks = record.get("tile"), record.get("generation"), record.get("chunks")
+    if "tile" in record:
+        numbers = type(tile) is list and len(tile) == 4 and all(type(edge) is int for edge in tile)
+        if not numbers or not (0 <= tile[0] < tile[1] and 0 <= tile[2] < tile[3]):  # type: ignore[index]
+            return f"tile = {_short(tile)}"
+        if type(generation) is not int or generation < 1:
+            return f"generation = {_short(generation)}"
+        if type(chunks) is not dict or not all(type(crc) is str and _CHECKSUM.fullmatch(crc) for crc in chunks.values()):
+            return f"chunks = {_short(chunks)}"
+    for name, kind in (("session", dict), ("finished", str)):
+        if name in record and type(record[name]) is not kind:
+            return f"{name} = {_short(record[name])}"
+    return ""
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) < 100 else text[:100] + "…"
 
 
 def read_journal(path: str | os.PathLike[str]) -> tuple[Record, list[Record]]:
@@ -111,7 +174,7 @@ def read_journal(path: str | os.PathLike[str]) -> tuple[Record, list[Record]]:
         raise StoreNotFoundError(f"there is no journal {os.fspath(path)}") from None
     except OSError as error:
         raise store_error(error, f"reading the journal {os.fspath(path)}") from error
-    header, records, _ = parse(data, os.fspath(path))
+    header, records, _ = parse(data, Path(path))
     return header, records
 
 
@@ -135,6 +198,8 @@ class JournalFile:
         Empty until there is one.
     records : list of dict
         Those that were there when the file was opened.
+    made : bool
+        There was no such file.
 
     Raises
     ------
@@ -148,10 +213,10 @@ class JournalFile:
         self.path = path
         self.header: Record = {}
         self.records: list[Record] = []
-        self.fd = _open_locked(path)
+        self.fd, self.made = _open_locked(path)
         try:
             data = b"" if discard else _read_all(self.fd)
-            self.header, self.records, self._length = parse(data, os.fspath(path))
+            self.header, self.records, self._length = parse(data, path)
             os.ftruncate(self.fd, self._length)
         except BaseException:
             self.close()
@@ -212,35 +277,70 @@ class JournalFile:
             self.fd = -1
 
 
-def _open_locked(path: Path) -> int:
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keep everybody else from a journal, if it is there.
+
+    Raises
+    ------
+    JournalBusyError
+        If somebody is at work with it.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        yield
+        return
+    except OSError as error:
+        raise store_error(error, f"opening the journal {path}") from error
+    try:
+        _lock(fd, path)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _open_locked(path: Path) -> tuple[int, bool]:
+    """A locked journal, and whether it is a new one."""
+    flags = os.O_RDWR | os.O_APPEND | os.O_CLOEXEC
     while True:
+        made = False
         try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+            try:
+                fd = os.open(path, flags)
+            except FileNotFoundError:
+                fd, made = os.open(path, flags | os.O_CREAT, 0o666), True
         except OSError as error:
             raise store_error(error, f"opening the journal {path}") from error
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                owner = _owner(_read_all(fd), path)
-                os.close(fd)
-                raise JournalBusyError(
-                    f"{owner} is at work with the journal {path}; wait until it has finished, or stop it and call again"
-                ) from None
-            # This file system has no locks.
-        try:
+            _lock(fd, path)
             if os.path.samestat(os.fstat(fd), os.stat(path)):
-                return fd
+                return fd, made
         except FileNotFoundError:
             pass
+        except BaseException:
+            os.close(fd)
+            raise
         os.close(fd)  # whoever had the lock before has just removed the file
+
+
+def _lock(fd: int, path: Path) -> None:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            raise JournalBusyError(
+                f"{_owner(_read_all(fd), path)} is at work with the journal {path}; wait until it has finished, or stop it and "
+                "call again"
+            ) from None
+        # This file system has no locks.
 
 
 def _owner(data: bytes, path: Path) -> str:
     with contextlib.suppress(JournalError):
-        for record in reversed(parse(data, os.fspath(path))[1]):
+        for record in reversed(parse(data, path)[1]):
             if "session" in record:
-                return f"process {record['session']['pid']} on {record['session']['host']}"
+                return f"process {record['session'].get('pid')} on {record['session'].get('host')}"
     return "another process"
 
 

@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -31,14 +31,11 @@ from pycauset.storage.chunkfile import ChunkFormat, Staged, read_chunk, write_ch
 from pycauset.storage.direct import ALIGNMENT, spare_buffer
 from pycauset.storage.held import HeldFolder
 from pycauset.storage.metadata import ArrayMetadata, check_attributes, fill_value, parse_document
-from pycauset.storage.output import OutputFolder, fsync_folder, resumable_folder, write_durably
+from pycauset.storage.output import UNFINISHED, OutputFolder, fsync_folder, resumable_folder, write_durably
 from pycauset.storage.staging import StagingStore, count_stored
 from pycauset.tiling import Rect, chunk_grid, pieces, round_up
 
-__all__ = ["UNFINISHED", "ZarrStore"]
-
-UNFINISHED: Final = ".zarr.json.unfinished"
-"""Where the metadata of a store stay while it is being overwritten, and those of an output that has a journal."""
+__all__ = ["ZarrStore"]
 
 
 class ZarrStore(StagingStore):

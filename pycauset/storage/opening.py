@@ -15,15 +15,14 @@ from pycauset.storage.array import ArrayStore
 from pycauset.storage.base import TileStore, store_error
 from pycauset.storage.foreign import ForeignStore, open_zarr
 from pycauset.storage.metadata import check_attributes, parse_document
-from pycauset.storage.native import UNFINISHED, ZarrStore
+from pycauset.storage.native import ZarrStore
 from pycauset.storage.npy import MAGIC, UNFINISHED_MAGIC, NpyStore, check_options
-from pycauset.storage.output import journal_path, resumable_folder
+from pycauset.storage.output import UNFINISHED, journal_path, resumable_folder
 
 __all__ = ["as_store", "create_store", "open_store", "path_text"]
 
 _HDF5_MAGIC: Final = b"\x89HDF\r\n\x1a\n"
 _ZIP_MAGIC: Final = b"PK\x03\x04"
-_OTHER_SUFFIXES: Final = {".npz", ".h5", ".hdf5", ".zip", ".csv", ".txt", ".mat", ".parquet", ".json"}
 
 
 def open_store(path: str | os.PathLike[str], *, unfinished: bool = False) -> TileStore:
@@ -174,23 +173,15 @@ def _group(folder: Path) -> StoreNotFoundError:
 
 
 def _journal_hint(path: Path) -> str:
-    """What the journal beside a matrix says of it, empty without one."""
-    from pycauset.storage.journalfile import read_journal  # few ever need it
+    from pycauset.storage.journalfile import hint  # few ever need it
 
-    try:
-        header, _ = read_journal(journal_path(path))
-    except StoreNotFoundError:
-        return ""
-    except StoreError as error:
-        return str(error)
-    operation = header.get("request", {}).get("operation", "the work")
-    return f"a journal of {operation} is beside it ({journal_path(path).name}); run the same call again to go on"
+    return hint(path)
 
 
 def _unfinished(path: Path) -> StoreError:
-    hint = _journal_hint(path)
-    if hint:
-        return StoreError(f"{path} was being overwritten and never finished: {hint}")
+    found = _journal_hint(path)
+    if found:
+        return StoreError(f"{path} was being overwritten and never finished: {found}")
     return StoreError(f"{path} was being overwritten and never finished, so its contents are a mixture; make it again")
 
 
@@ -308,8 +299,6 @@ def create_store(
         store = NpyStore.create(place, size, dtype, overwrite=overwrite)
         store.attributes.update(attributes or {})
         return store
-    if place.suffix.lower() in _OTHER_SUFFIXES:
-        raise ConfigError(f"cannot write {place.suffix} files: {place}; name it .npy, or .zarr (or no suffix) for a Zarr folder")
     return ZarrStore.create(
         place, size, dtype, chunks=chunks, checksum=checksum, structure=structure, attributes=attributes, overwrite=overwrite
     )

@@ -21,12 +21,13 @@ import weakref
 from pathlib import Path
 from typing import Final
 
-from pycauset.errors import StoreError, StoreExistsError, StoreFullError, StoreNotFoundError
+from pycauset.errors import ConfigError, JournalError, StoreError, StoreExistsError, StoreFullError, StoreNotFoundError
 from pycauset.storage.base import store_error
 from pycauset.storage.direct import preallocate
 from pycauset.units import format_bytes
 
 __all__ = [
+    "UNFINISHED",
     "OutputFolder",
     "Reserve",
     "check_space",
@@ -35,14 +36,22 @@ __all__ = [
     "fsync_folder",
     "journal_path",
     "resumable_folder",
+    "resumable_tiles",
     "set_aside",
     "sweep",
     "write_durably",
 ]
 
+UNFINISHED: Final = ".zarr.json.unfinished"
+"""Where the metadata of a store stay while it is being overwritten, and those of an output that has a journal."""
 RESERVE_NAME: Final = ".reserve"
 _STEP: Final = 64 << 20  # the reserve shrinks in such steps: each one is a transaction of the file system
 _NEWBORN_SECONDS: Final = 60.0  # a folder this young may just not have its lock yet
+#: A file of another kind would be expected under a name that ends so.
+_FOREIGN: Final = frozenset(
+    {".npz", ".h5", ".hdf5", ".hdf", ".he5", ".nc", ".zip", ".csv", ".tsv", ".txt", ".dat", ".bin", ".mat", ".mtx", ".parquet"}
+    | {".feather", ".arrow", ".json", ".pkl", ".pickle", ".pt", ".tif", ".tiff", ".xlsx"}
+)
 
 
 def check_space(folder: str, needed: int, what: str) -> None:
@@ -92,20 +101,26 @@ def set_aside(fd: int, start: int, nbytes: int, path: str, what: str) -> None:
         raise typed from error
 
 
-def check_target(path: Path, overwrite: bool | None) -> None:
-    """Refuse an output path whose folder is missing or that is taken.
+def check_target(path: Path, overwrite: bool | None, *, journalled: bool = False) -> None:
+    """Refuse an output path that names another kind of file, whose folder is missing, or that is taken.
 
     With ``overwrite`` a matrix may be replaced (a Zarr array, a .npy file), never anything else. None is False where the
-    caller has no such argument that the message could name.
+    caller has no such argument that the message could name. Unless the output is ``journalled`` itself, a journal at this
+    path is in the way: always while its process is alive; when it was interrupted, unless the caller overwrites.
     """
+    suffix = path.suffix.lower()
+    if suffix in _FOREIGN or suffix == ".npy" != path.suffix:
+        raise ConfigError(f"cannot write {path.suffix} files: {path}; name it .npy, or .zarr (or no suffix) for a Zarr folder")
     if not path.parent.is_dir():
         raise StoreNotFoundError(f"cannot create {path}: there is no folder {path.parent}; make it first")
+    if not journalled and journal_path(path).exists():
+        _check_journal(path, overwrite)
     if not os.path.lexists(path):
         return
     if not overwrite:
         remedy = "or remove it first" if overwrite is None else "remove it, or pass overwrite=True"
         raise StoreExistsError(f"{path} exists; choose another name, {remedy}")
-    marks = ("zarr.json", ".zarr.json.unfinished", ".zarray")
+    marks = ("zarr.json", UNFINISHED, ".zarray")
     if path.is_dir():
         fine = any((path / mark).is_file() for mark in marks) or not any(path.iterdir())
         if (path / "zarr.json").is_file():
@@ -116,6 +131,15 @@ def check_target(path: Path, overwrite: bool | None) -> None:
         raise StoreExistsError(f"{path} exists and is no matrix of a kind that pycauset writes; it is not overwritten")
 
 
+def _check_journal(path: Path, overwrite: bool | None) -> None:
+    from pycauset.storage.journalfile import hint, locked  # few ever need it
+
+    with locked(journal_path(path)):
+        if not overwrite and resumable_tiles(path):
+            way = "delete the journal" if overwrite is None else "delete the journal or pass overwrite=True"
+            raise JournalError(f"{path} is being made and not finished: {hint(path)}, or {way} to give that work up")
+
+
 def hidden_sibling(target: Path) -> Path:
     """A fresh hidden name beside ``target``."""
     return target.with_name(f".{target.name}.partial-{os.getpid()}-{os.urandom(4).hex()}")
@@ -124,6 +148,12 @@ def hidden_sibling(target: Path) -> Path:
 def resumable_folder(target: Path) -> Path:
     """Where the output of ``target`` lies while its journal is there."""
     return target.with_name(f".{target.name}.resumable")
+
+
+def resumable_tiles(target: Path) -> bool:
+    """Whether there are tiles of an unfinished output of ``target``, for its journal to tell what they are."""
+    files = (name for _, _, names in os.walk(resumable_folder(target)) for name in names)
+    return any(name != RESERVE_NAME and "zarr.json" not in name for name in files)
 
 
 def journal_path(target: Path) -> Path:
@@ -302,7 +332,7 @@ class OutputFolder:
     def __init__(
         self, target: Path, nbytes: int, what: str, *, overwrite: bool | None, resumable: bool = False, reopen: bool = False
     ) -> None:
-        check_target(target, overwrite)
+        check_target(target, overwrite, journalled=resumable or reopen)
         sweep(target)
         self.target, self.overwrite, self.resumable, self._what = target, overwrite, resumable or reopen, what
         self._pid = os.getpid()
@@ -330,9 +360,21 @@ class OutputFolder:
         self.reserve = Reserve(str(self.path), nbytes, self._what)
 
     def publish(self) -> None:
-        """Give the folder its final name; the array that it replaces, if any, goes afterwards."""
+        """Give the folder its final name; what it replaces goes afterwards: an array, and interrupted work that had a journal."""
         self.reserve.close()
         fsync_folder(str(self.path))
+        if self.resumable or not self.overwrite:
+            self._rename()
+            return
+        from pycauset.storage.journalfile import locked
+
+        journal = journal_path(self.target)
+        with locked(journal):
+            self._rename()
+            journal.unlink(missing_ok=True)
+            shutil.rmtree(resumable_folder(self.target), ignore_errors=True)
+
+    def _rename(self) -> None:
         old: Path | None = None
         if self.overwrite and os.path.lexists(self.target):
             old = hidden_sibling(self.target)

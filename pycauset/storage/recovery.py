@@ -1,4 +1,4 @@
-"""What a killed run left on disk, set against its journal."""
+"""What a killed run left on disk, set against its journal, and whether the call at hand may go on from there."""
 
 from __future__ import annotations
 
@@ -8,14 +8,21 @@ import re
 from collections.abc import Container, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
-from pycauset.errors import CorruptTileError, JournalError
-from pycauset.storage.native import UNFINISHED, ZarrStore
-from pycauset.storage.output import RESERVE_NAME
+import numpy as np
+
+from pycauset.errors import CorruptTileError, JournalError, ShapeError
+from pycauset.storage.direct import crc32c
+from pycauset.storage.identity import differences
+from pycauset.storage.journalfile import JournalFile, remedy, unusable
+from pycauset.storage.native import ZarrStore
+from pycauset.storage.output import RESERVE_NAME, UNFINISHED, journal_path, resumable_folder, resumable_tiles
 from pycauset.tiling import Rect
 
-__all__ = ["last_records", "recover", "remove_orphans"]
+__all__ = ["Resume", "clean_up", "last_records", "look", "mark", "recover", "refuse_mixture", "remove_orphans"]
+
+Resume = bool | Literal["restart"]
 
 _THREADS: Final = 3  # each keeps a buffer of 4 MiB or one chunk's row
 _TEMPORARY: Final = re.compile(r"\.(g\d+\.pending|\d+-\d+\.tmp|\d+\.tmp)$")
@@ -33,6 +40,99 @@ class _Tile(NamedTuple):
 def last_records(records: list[Record]) -> dict[Rect, Record]:
     """The last record of each tile."""
     return {Rect(*record["tile"]): record for record in records if "tile" in record}
+
+
+def look(file: JournalFile, target: Path, asked: dict[str, Any], resume: Resume) -> tuple[bool, bool]:
+    """Whether the work on record is finished, and whether it is what is asked for; a journal without use is cleared.
+
+    Raises
+    ------
+    JournalError
+        If it is neither, nor to be started over.
+    """
+    if not file.header:
+        if resume == "restart":
+            refuse_mixture(target, file.path)
+        elif not file.made and ((target / UNFINISHED).is_file() or resumable_tiles(target)):
+            raise unusable(file.path, "its header is destroyed, and tiles that only it can tell of lie beside it")
+        return False, False
+    tiles = last_records(file.records)
+    changed = differences(file.header["request"], asked)
+    if _is_finished(file, target):
+        mine = differences(_without_own(file.header["request"], target), _without_own(asked, target))
+        return True, resume is True and not mine
+    in_place = file.header["in_place"]
+    if in_place:
+        # A finished matrix in the place of one that was partly overwritten: somebody has made it again.
+        live = (target / UNFINISHED).is_file() or ((target / "zarr.json").is_file() and not tiles)
+    else:
+        live = resumable_folder(target).is_dir()
+    if not live:
+        file.clear()
+        return False, False
+    mixture = in_place and bool(tiles)
+    if resume is True:
+        if not changed:
+            return False, True
+        raise JournalError(
+            f"the journal {file.path} is of other work: {'; '.join(changed)}; call as before to go on, or "
+            f"{remedy(file.path, mixture=mixture)}"
+        )
+    if resume is False:
+        raise JournalError(
+            f"the journal {file.path} of an unfinished {file.header['request'].get('operation')} is in the way; go on with "
+            f"resume=True, or {remedy(file.path, mixture=mixture)}"
+        )
+    if in_place:
+        if tiles:
+            refuse_mixture(target, file.path)
+        if (target / UNFINISHED).is_file():  # nothing has been overwritten yet
+            os.replace(target / UNFINISHED, target / "zarr.json")
+        remove_orphans(os.fspath(target), None)
+    file.clear()
+    return False, False
+
+
+def refuse_mixture(target: Path, journal: Path) -> None:
+    """In place there is nothing to start over from."""
+    if (target / UNFINISHED).is_file():
+        raise unusable(journal, 'resume="restart" is for outputs that have a place of their own', mixture=True)
+
+
+def _is_finished(file: JournalFile, target: Path) -> bool:
+    """Whether the run was killed after its last step that matters: what it finished is under the final name."""
+    marks = {record["finished"] for record in file.records if "finished" in record}
+    if not marks or (not file.header["in_place"] and resumable_folder(target).is_dir()):
+        return False
+    with contextlib.suppress(OSError):
+        return mark((target / "zarr.json").read_bytes()) in marks
+    return False
+
+
+def clean_up(target: Path) -> None:
+    """What a run that was killed in its last steps did not get to."""
+    from pycauset.storage.opening import open_store
+
+    (target / UNFINISHED).unlink(missing_ok=True)
+    remove_orphans(os.fspath(target), None)
+    store = open_store(target)
+    if isinstance(store, ZarrStore):
+        store.trim()
+
+
+def mark(text: bytes) -> str:
+    """What tells finished metadata."""
+    return f"{crc32c(np.frombuffer(text, np.uint8)):08x}"
+
+
+def _without_own(request: dict[str, Any], target: Path) -> dict[str, Any]:
+    """A request without what finishing the work in place changes of its own operand."""
+    real, operands = os.path.realpath(target), {}
+    for name, identity in request.get("operands", {}).items():
+        own = isinstance(identity, dict) and identity.get("path") == real
+        changes = ("generation", "metadata", "structure") if own else ()
+        operands[name] = {k: v for k, v in identity.items() if k not in changes} if own else identity
+    return {**request, "operands": operands}
 
 
 def recover(store: ZarrStore, records: Mapping[Rect, Record], *, in_place: bool, started_ns: int) -> dict[Rect, int]:
@@ -64,7 +164,7 @@ def recover(store: ZarrStore, records: Mapping[Rect, Record], *, in_place: bool,
     JournalError
         If records do not fit the store, or chunks have been changed that the journal knows nothing of.
     """
-    tiles = [_expected(store, rect, record) for rect, record in records.items()]
+    tiles = _expected(store, records)
     if in_place:
         _check_age(store, tiles, started_ns)
     with ThreadPoolExecutor(_THREADS, "pycauset-verify") as pool:
@@ -81,7 +181,7 @@ def recover(store: ZarrStore, records: Mapping[Rect, Record], *, in_place: bool,
             r0, r1, c0, c1 = tile.rect
             raise CorruptTileError(
                 f"rows {r0}:{r1}, columns {c0}:{c1} of {store} are not what the journal recorded of them (generation "
-                f"{tile.generation}), and what was there before has been overwritten; make the matrix at {store.path} again"
+                f"{tile.generation}), and what was there before has been overwritten; {remedy(_journal(store), mixture=True)}"
             )
     for staged, final in moves:
         os.replace(staged, final)
@@ -90,15 +190,30 @@ def recover(store: ZarrStore, records: Mapping[Rect, Record], *, in_place: bool,
     return safe
 
 
-def _expected(store: ZarrStore, rect: Rect, record: Record) -> _Tile:
-    generation = int(record["generation"])
-    chunks = []
-    for _, key in store.stored_chunks(rect):
-        if key not in record["chunks"]:
-            raise JournalError(f"the journal's record of tile {tuple(rect)} of {store} lacks chunk {key}")
-        checksum = int(record["chunks"][key], 16)
-        chunks.append((store.staged_path(key, generation), store.chunk_path(key), checksum))
-    return _Tile(rect, generation, chunks)
+def _expected(store: ZarrStore, records: Mapping[Rect, Record]) -> list[_Tile]:
+    """What should lie on disk."""
+    tiles: list[_Tile] = []
+    seen: set[str] = set()
+    for rect, record in records.items():
+        chunks = []
+        try:
+            if rect.r1 > store.shape[0] or rect.c1 > store.shape[1]:
+                raise ShapeError(f"{store} is smaller")
+            for _, key in store.stored_chunks(rect):
+                if key in seen or key not in record["chunks"]:
+                    raise ShapeError(f"chunk {key} is missing, or in two tiles")
+                seen.add(key)
+                paths = store.staged_path(key, record["generation"]), store.chunk_path(key)
+                chunks.append((*paths, int(record["chunks"][key], 16)))
+        except ShapeError as error:
+            raise unusable(_journal(store), f"its record of tile {tuple(rect)} does not fit: {error}") from None
+        tiles.append(_Tile(rect, record["generation"], chunks))
+    return tiles
+
+
+def _journal(store: ZarrStore) -> Path:
+    assert store.path is not None
+    return journal_path(store.path)
 
 
 def _inspect(store: ZarrStore, tile: _Tile) -> list[tuple[str, str]] | None:
@@ -121,8 +236,8 @@ def _check_age(store: ZarrStore, tiles: list[_Tile], started_ns: int) -> None:
             with contextlib.suppress(FileNotFoundError):
                 if os.stat(path).st_mtime_ns > started_ns:
                     raise JournalError(
-                        f"chunk {path} was written after its journal began, and the journal does not know of it: lines are "
-                        f"missing from its end; restore the journal, or make the matrix at {store.path} again"
+                        f"chunk {path} was written after the journal {_journal(store)} began, which does not know of it: lines "
+                        f"are missing from its end; restore the journal, or else {remedy(_journal(store), mixture=True)}"
                     )
 
 

@@ -118,7 +118,7 @@ def test_in_place(path: Path, rng: np.random.Generator) -> None:
     assert {"A": operand_identity(given)} == request["operands"]
     with pytest.raises(StoreError, match="a mixture of old and new"):
         contents(given)
-    with pytest.raises(JournalError, match="cannot start over from it: make the matrix again"):
+    with pytest.raises(JournalError, match="nothing can start over from it: make the matrix again and delete the journal"):
         open_journal(path, request, resume="restart")
     journal = open_journal(path, request)
     store = journal.in_place(given)
@@ -242,6 +242,10 @@ def test_a_cut_journal_loses_records_never_truth(path: Path, rng: np.random.Gene
         shutil.rmtree(path.parent / ".a.zarr.resumable", ignore_errors=True)
         shutil.copytree(kept, path.parent / ".a.zarr.resumable")
         journal.write_bytes(whole[:length])
+        if b"\n" not in whole[:length]:  # not even the header
+            with pytest.raises(JournalError, match=r'its header is destroyed.*start over with resume="restart"'):
+                begun(path)
+            continue
         again, store = begun(path)
         for tile in TILES:
             if again.generation(tile):
@@ -403,8 +407,6 @@ def test_stale_journals_and_folders_go(path: Path, rng: np.random.Generator) -> 
         assert not journal.resumed
     assert names(path.parent) == []
     suspended(path, rng)
-    with create_store(path, (4, 4), "float64"):
-        assert hidden.is_dir()  # an output without a journal leaves the one with a journal alone
     file.unlink()
     os.utime(hidden, (0, 0))
     create_store(path, (4, 4), "float64").discard()
