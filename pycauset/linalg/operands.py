@@ -21,6 +21,7 @@ __all__ = [
     "in_memory",
     "kernel_type",
     "known_triangle",
+    "opened",
     "right_hand_side",
     "square",
     "stored",
@@ -65,6 +66,15 @@ def dimensions(name: str, obj: Any, which: str) -> int:
     return len(shape)
 
 
+def opened(obj: Any) -> Any:
+    """What lies at a path; anything else as it is."""
+    if not isinstance(obj, (str, os.PathLike)):
+        return obj
+    from pycauset.files import open as open_matrix
+
+    return open_matrix(obj)
+
+
 def square(name: str, a: Any) -> Matrix:
     """A square matrix, or the one at a path.
 
@@ -73,10 +83,7 @@ def square(name: str, a: Any) -> Matrix:
     ShapeError, DtypeError
         If it is something else.
     """
-    if isinstance(a, (str, os.PathLike)):
-        from pycauset.files import open as open_matrix
-
-        a = open_matrix(a)
+    a = opened(a)
     if dimensions(name, a, "first") == 1:
         raise ShapeError(f"{name}: a is a vector of shape {np.shape(a)}; it must be a square matrix of two dimensions")
     matrix = asmatrix(a)
@@ -103,21 +110,20 @@ def kernel_type(name: str, *dtypes: np.dtype[Any]) -> np.dtype[Any]:
     return found
 
 
-def right_hand_side(name: str, b: Any, n: int) -> tuple[Matrix, bool]:
-    """The right-hand side as a matrix of n rows, and whether it was a vector.
+def right_hand_side(name: str, b: Any, a: Matrix) -> tuple[Matrix, bool]:
+    """The right-hand side, or the one at a path, as a matrix of as many rows as ``a``, and whether it was a vector.
 
     Raises
     ------
     ShapeError
         If it has another number of rows.
     """
+    b = opened(b)
     vector = dimensions(name, b, "second") == 1
     matrix = asmatrix(b)
-    if matrix.shape[0] != n:
+    if matrix.shape[0] != a.shape[0]:
         shape = (matrix.shape[0],) if vector else matrix.shape
-        raise ShapeError(
-            f"{name}: a has shape ({n}, {n}) and b has shape {shape}; b must have {n} rows, as many as a has columns"
-        )
+        raise ShapeError(f"{name}: a has shape {a.shape} and b has shape {shape}; b must have {a.shape[0]} rows, as many as a")
     return matrix, vector
 
 
@@ -166,6 +172,7 @@ def triangle_of(name: str, a: Matrix, *, lower: bool | None, trans: Any = "N", u
     trans : {0, 1, 2, "N", "T", "C"}
         SciPy's names for as it is, transposed, conjugate transposed.
     """
+    trans = trans.item() if isinstance(trans, np.generic) else trans
     if not (isinstance(trans, (int, str)) and trans in _TRANS):
         raise ConfigError(f'{name}: trans is {trans!r}; it must be 0 or "N", 1 or "T", 2 or "C"')
     if lower is None:

@@ -9,7 +9,8 @@ import numpy as np
 
 from pycauset.errors import NonFiniteError
 from pycauset.linalg.operands import Triangle, chunks_like, in_memory, stored, takes_rows
-from pycauset.linalg.results import Result
+from pycauset.linalg.results import Result, request_of
+from pycauset.linalg.stages import Stages
 from pycauset.linalg.triangles import check_finite as refuse_non_finite
 from pycauset.linalg.triangles import load
 from pycauset.matrix import Matrix
@@ -27,85 +28,107 @@ class System:
     """One right-hand side on its way through one triangular system, or several."""
 
     def __init__(
-        self,
-        name: str,
-        right: Matrix,
-        vector: bool,
-        dtype: np.dtype[Any],
-        memory: Any,
-        gpu_memory: Any,
-        progress: Any,
-        check_finite: bool,
+        self, name: str, right: Matrix, vector: bool, dtype: np.dtype[Any], check_finite: bool, limits: dict[str, Any]
     ) -> None:
         self.name, self.right, self.vector, self.dtype = name, right, vector, dtype
-        self.memory, self.gpu_memory, self.progress, self.check = memory, gpu_memory, progress, check_finite
+        self.check, self.limits = check_finite, limits
 
     def solve(
         self,
-        steps: list[Triangle],
+        a: TileStore,
+        triangles: Callable[[Stages], list[Triangle]],
         out: Any,
         overwrite: bool,
         *,
-        request: Any = None,
-        resume: Any = True,
-        reads: TileStore,
+        request: Callable[[], dict[str, Any]],
+        resume: Any,
+        staged: bool,
     ) -> Any:
-        """Solve with one triangle after the other, the first time from the right-hand side, then in the solution's place."""
+        """Solve with one triangle after the other, the first time from the right-hand side, then in the solution's place.
+
+        Parameters
+        ----------
+        a : TileStore (n, n)
+            The operand.
+        triangles : callable
+            Gives the triangles, once it is certain that ``out`` can take the solution.
+        out, request, resume
+            As `Result` takes them.
+        overwrite : bool
+            The solution may be put in the place of the right-hand side.
+        staged : bool
+            Whether anything is computed on the way.
+        """
         from pycauset.solver.run import named_limit
 
-        limit = named_limit(self.memory, "memory")
         source = stored(self.right)
         in_place = overwrite and out is None and self._can_hold()
-        if in_place and self.check and self.right.store.path is not None:
-            # Nothing on disk is overwritten for a solution that cannot be had.
-            for triangle in steps:
-                refuse_non_finite(self.name, triangle.store, "lower" if triangle.uplo == "L" else "upper", memory=limit)
-            refuse_non_finite(self.name, self.right.store, what="b", memory=limit)
-        with Result(
+        with Stages(
             self.name,
             self.right.shape,
             self.dtype,
             self.right if in_place else out,
-            reads=(reads,) if in_place else (reads, self.right.store),
-            limit=limit,
-            chunks=_chunks(steps[0].store, source, self.dtype, limit),
+            reads=(a,) if in_place else (a, self.right.store),
+            chunks=_chunks(a, source, self.dtype, named_limit(self.limits["memory"], "memory")),
             request=request,
             resume=resume,
+            limits=self.limits,
+            staged=staged,
+        ) as stages:
+            if stages.result.finished:
+                return stages.result.opened()
+            if not stages.complete:
+                self._substitute(stages, triangles(stages), None if in_place else source)
+            solution = stages.finish(vector=self.vector)
+            if in_place:
+                array = self.right._array
+                return array[:, 0] if self.vector and array is not None else self.right
+            return solution
+
+    def _substitute(self, stages: Stages, triangles: list[Triangle], source: TileStore | None) -> None:
+        limit, result, first = stages.limits["memory"], stages.result, triangles[0]
+        if source is None and self.check and self.right.store.path is not None:
+            # Nothing on disk is overwritten for a solution that cannot be had.
+            for triangle in triangles:
+                refuse_non_finite(self.name, triangle.store, "lower" if triangle.uplo == "L" else "upper", memory=limit)
+            refuse_non_finite(self.name, self.right.store, what="b", memory=limit)
+        origin, steps = source, triangles
+        if stages.lasting and len(triangles) == 2:  # a journal knows one substitution
+            origin, steps = stages.make("half", lambda place: self._half(first, place, stages)).store, triangles[1:]
+        stages.begin()
+        for triangle in steps:
+            options: dict[str, Any] = {**stages.limits, "result_bytes": result.nbytes, "journal": result.journal}
+            substitute(self.name, triangle, origin, result.store, self.dtype, check_diagonal=triangle is first, **options)
+            origin = None
+        if self.check:
+            with stages.limited():
+                self._check(first, result, source, limit)
+
+    def _half(self, triangle: Triangle, place: Any, stages: Stages) -> Matrix:
+        """The solution with the first of two triangles."""
+        arguments = {"dtype": self.dtype.name, "uplo": triangle.uplo, "op": triangle.op, "unit": triangle.unit}
+        operands = {"a": (triangle.store, "N"), "b": (self.right.store, self.right.op)}
+        source, limits = stored(self.right), stages.limits
+        with Result(
+            self.name,
+            self.right.shape,
+            self.dtype,
+            place,
+            chunks=_chunks(triangle.store, source, self.dtype, limits["memory"]),
+            request=lambda: request_of(f"the first half of {self.name}", arguments, operands),
         ) as result:
             if result.finished:
                 return result.opened()
-            for step, triangle in enumerate(steps):
-                first = step == 0 and not in_place
-                self._step(triangle, source if first else None, result, check_diagonal=step == 0)
-            if self.check:
-                self._check(steps, result, source if not in_place else None, limit)
-            if in_place:
-                result.finish()
-                array = self.right._array
-                return array[:, 0] if self.vector and array is not None else self.right
-            return result.finish(vector=self.vector)
+            substitute(self.name, triangle, source, result.store, self.dtype, journal=result.journal, **limits)
+            half: Matrix = result.finish()
+            return half
 
     def _can_hold(self) -> bool:
         """Whether the right-hand side can take the solution."""
         b = self.right
         return b.dtype == self.dtype and b.op == "N" and b.store.structure == "full" and b.store.writable
 
-    def _step(self, triangle: Triangle, source: TileStore | None, result: Result, *, check_diagonal: bool) -> None:
-        substitute(
-            self.name,
-            triangle,
-            source,
-            result.store,
-            self.dtype,
-            memory=self.memory,
-            gpu_memory=self.gpu_memory,
-            progress=self.progress,
-            result_bytes=result.nbytes,
-            journal=result.journal,
-            check_diagonal=check_diagonal,
-        )
-
-    def _check(self, steps: list[Triangle], result: Result, source: TileStore | None, limit: int | None) -> None:
+    def _check(self, first: Triangle, result: Result, source: TileStore | None, limit: int | None) -> None:
         """NaN and infinity in operands show in the solution: only then are the operands searched."""
         from pycauset.evaluate import reduce
 
@@ -118,7 +141,6 @@ class System:
             finite = bool(np.isfinite(reduce("max_abs", result.store, owner=f"{self.name}: looking for NaN")[0, 0]))
         if finite:
             return
-        first = steps[0]
         refuse_non_finite(self.name, first.store, "lower" if first.uplo == "L" else "upper", memory=limit)
         if source is not None:
             refuse_non_finite(self.name, source, what="b", memory=limit)

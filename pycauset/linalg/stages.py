@@ -1,0 +1,215 @@
+"""Operations of several steps: on disk what they need on the way outlives a kill, in RAM it counts under their limit."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+import numpy as np
+
+from pycauset import config
+from pycauset.errors import JournalError, MemoryLimitError, StoreError, StoreExistsError
+from pycauset.linalg.operands import in_memory
+from pycauset.linalg.results import MATHEMATICS, Result
+from pycauset.matrix import Matrix
+from pycauset.storage import open_store
+from pycauset.storage.identity import differences, plain, versions
+from pycauset.storage.output import fsync_folder, journal_path, write_durably
+from pycauset.units import format_bytes
+
+__all__ = ["Stages", "limited"]
+
+_REQUEST: Final = "request.json"
+_DONE: Final = "done.json"
+_RESTART: Final = 'start over with resume="restart"'
+
+
+#: What elementwise passes need whatever the limit: their kernels' own bands take a megabyte.
+_LEAST: Final = 4 << 20
+
+
+def limited(limit: int | None, held: int = 0) -> AbstractContextManager[None]:
+    """While the block runs, operations without a limit of their own have this one, less the bytes that are ``held``."""
+    return contextlib.nullcontext() if limit is None else config.settings(memory=max(_LEAST, limit - held))
+
+
+class Stages:
+    """The steps of one operation: its result, and the matrices that it needs on the way (*stages*).
+
+    Where the result has a journal, each stage lies in the folder ``NAME.stages`` beside it, with a journal of its own while it
+    is computed, and the same call takes up what is there. ``request.json`` in the folder says what was asked. Once all of the
+    result is safe it is called ``done.json``, and the folder goes before the result gets its name.
+
+    Elsewhere stages lie in RAM or scratch. What they take of RAM is off the limit of the steps that follow.
+
+    Parameters
+    ----------
+    name, shape, dtype, out, request, resume, **form
+        As `Result` takes them, which is made, and so checked, before anything is computed.
+    limits : dict
+        ``memory``, ``gpu_memory`` and ``progress`` of the operation.
+    staged : bool
+        Whether there is anything on the way.
+
+    Attributes
+    ----------
+    result : Result
+    complete : bool
+        All of the result is there; only `finish` is left.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        shape: tuple[int, int],
+        dtype: np.dtype[Any],
+        out: Any,
+        *,
+        request: Callable[[], dict[str, Any]],
+        resume: Any,
+        limits: dict[str, Any],
+        staged: bool = True,
+        **form: Any,
+    ) -> None:
+        from pycauset.solver.run import named_limit
+
+        self._name, self._limits, self._limit = name, limits, named_limit(limits["memory"], "memory")
+        self._made: dict[str, Matrix] = {}
+        self._folder: Path | None = None
+        self.complete = False
+        asked = functools.cache(request)
+        self.result = Result(name, shape, dtype, out, limit=self._limit, request=asked, resume=resume, **form)
+        if not staged or self.result.target is None:
+            return
+        self._folder = Path(f"{self.result.target}.stages").expanduser().absolute()
+        try:
+            self._take_up(plain({**asked(), "versions": versions()}), resume)
+        except BaseException:
+            self.result.journal.suspend()
+            raise
+
+    def _take_up(self, asked: dict[str, Any], resume: Any) -> None:
+        """Find out what an earlier run has left."""
+        assert self._folder is not None
+        request, done = self._folder / _REQUEST, self._folder / _DONE
+        self.complete = self.result.journal.resumed and not request.exists()
+        if self.complete:
+            return
+        if self.result.finished or done.exists() or resume == "restart":
+            self._remove()
+        if self.result.finished:
+            return
+        if request.exists():
+            if resume is False:
+                raise JournalError(
+                    f"{self._folder} of an unfinished {self._name} is in the way; go on with resume=True, or {_RESTART}"
+                )
+            changed = differences(json.loads(request.read_text(encoding="utf-8")), asked)
+            if changed:
+                raise JournalError(
+                    f"what {self._folder} holds is of other work: {'; '.join(changed)}; call as before to go on, or {_RESTART}"
+                )
+            return
+        self._folder.mkdir(exist_ok=True)
+        if any(not entry.name.startswith(_REQUEST) for entry in self._folder.iterdir()):
+            raise StoreExistsError(f"{self._folder} is in the way of what {self._name} keeps there; remove it")
+        write_durably(os.fspath(request), json.dumps(asked))
+        fsync_folder(os.fspath(self._folder))
+
+    @property
+    def lasting(self) -> bool:
+        """Whether stages outlive the process."""
+        return self._folder is not None
+
+    @property
+    def limits(self) -> dict[str, Any]:
+        """The operation's limits, as the next step may have them."""
+        left = self._limits["memory"] if self._limit is None else max(1, self._limit - self._held())
+        return {**self._limits, "memory": left}
+
+    def limited(self, *matrices: Matrix) -> AbstractContextManager[None]:
+        """`limited` to what stages, the result and further ``matrices`` leave."""
+        return limited(self._limit, self._held() + self.result.nbytes + sum(map(_bytes_in_ram, matrices)))
+
+    def _held(self) -> int:
+        return sum(map(_bytes_in_ram, self._made.values()))
+
+    def make(self, stage: str, compute: Callable[[Path | None], Matrix], *, own: bool = True) -> Matrix:
+        """A matrix on the way: the one that is there already, or what ``compute`` puts at the path that it is given.
+
+        ``own=False`` tells that it takes no memory of its own.
+        """
+        place = None if self._folder is None else self._folder / f"{stage}.zarr"
+        if place is not None and place.is_dir() and not journal_path(place).exists():
+            made = Matrix(open_store(place))
+        else:
+            made = compute(place)
+        if own:
+            self._made[stage] = made
+        return made
+
+    def hold(self, matrix: Matrix) -> None:
+        """Count what a further matrix takes of RAM until the operation ends."""
+        self._made[f"matrix {len(self._made)}"] = matrix
+
+    def drop(self, stage: str) -> None:
+        """No later step needs this one: its memory or disk space is free again, if the caller has forgotten it too."""
+        self._made.pop(stage, None)
+        if self._folder is not None:
+            shutil.rmtree(self._folder / f"{stage}.zarr", ignore_errors=True)
+
+    def begin(self) -> None:
+        """The result is written from now on."""
+        self.result.begin(self._held())
+
+    def finish(self, flags: int = 0, *, vector: bool = False) -> Any:
+        """As `Result.finish`, and nothing is left of the way."""
+        if self._folder is not None:
+            self.result.journal.flush()
+            if (self._folder / _REQUEST).exists():
+                os.replace(self._folder / _REQUEST, self._folder / _DONE)
+                fsync_folder(os.fspath(self._folder))
+            self._remove()
+        try:
+            return self.result.finish(flags, vector=vector)
+        except StoreError as error:
+            if not self.complete:
+                raise
+            raise JournalError(f"{self._folder} is gone, and {self._name} is not finished: {error}; {_RESTART}") from error
+
+    def _remove(self) -> None:
+        """Remove the folder; the file that tells whose it is goes last."""
+        assert self._folder is not None
+        marks = [self._folder / name for name in (_REQUEST, _DONE)]
+        if any(mark.exists() for mark in marks):
+            with contextlib.suppress(OSError):
+                for entry in self._folder.iterdir():
+                    if entry not in marks:
+                        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+                for mark in marks:
+                    mark.unlink(missing_ok=True)
+                self._folder.rmdir()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        held = self._held()
+        self._made.clear()
+        self.result.__exit__(kind, error, trace)
+        if isinstance(error, MATHEMATICS) and self._folder is not None:
+            self._remove()
+        if isinstance(error, MemoryLimitError) and held:
+            error.add_note(f"{self._name} holds {format_bytes(held)} of RAM beside this step, which count under its limit too")
+
+
+def _bytes_in_ram(matrix: Matrix) -> int:
+    return matrix.nbytes if in_memory(matrix.store) is not None else 0
