@@ -66,7 +66,7 @@ def _fraction(worst: float, tol: float, converged: float) -> float:
 
     Examples
     --------
-    >>> _fraction(1e-4, 1e-8, 0.25)
+    >>> round(_fraction(1e-4, 1e-8, 0.25), 6)
     0.5
     """
     if converged >= 1:

@@ -212,8 +212,8 @@ def test_general_matrices(tmp_path: Path, name: str, form: str, dtype: str) -> N
     exact = np.linalg.eigvals(a.astype("complex128"))
     largest = np.sort(np.abs(exact))[::-1][:K]
     single = np.finfo(a.dtype).eps > 1e-8
-    # A Jordan block of order 3 moves its eigenvalues by the cube root of rounding.
-    rtol = (3e-2 if single else 1e-4) if name == "defective" else 1e-2 if single else 1e-6
+    # A Jordan block of order 3 moves its eigenvalues by the cube root of rounding; those of triangles are sensitive, too.
+    rtol = (5e-2 if single else 1e-4) if name in ("defective", "non-normal") else 1e-2 if single else 1e-6
     np.testing.assert_allclose(np.abs(w), largest, rtol=rtol)
     assert stats.residuals.max() <= 1e-3 * stats.norm
     if name in ("clustered", "degenerate"):
