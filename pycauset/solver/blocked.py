@@ -19,7 +19,15 @@ from pycauset.devices.base import Device
 from pycauset.drivers.blocked import BlockedPlan
 from pycauset.errors import BackendError, DeviceError, MemoryLimitError, PycausetWarning
 from pycauset.solver.routes import Route, _refuse, _streamed
-from pycauset.solver.run import Limits, clean_stop, operation_limits, record_statistics, run_streamed
+from pycauset.solver.run import (
+    Limits,
+    clean_stop,
+    least_memory,
+    named_limit,
+    operation_limits,
+    record_statistics,
+    run_streamed,
+)
 
 __all__ = ["BlockedOperation", "last_plan", "routes", "run"]
 
@@ -119,8 +127,25 @@ def choose(operation: BlockedOperation) -> tuple[Route, tuple[Route, ...], Limit
     if best.refused:
         reasons = "; ".join(f"{route.name}: {route.refused}" for route in found)
         kind = MemoryLimitError if any("memory" in route.refused for route in found) else BackendError
-        raise kind(f"{operation.name} has no way through: {reasons}")
+        enough = _enough(operation) if kind is MemoryLimitError else ""
+        raise kind(f"{operation.name} has no way through: {reasons}{enough}")
     return best, found, limits
+
+
+def _enough(operation: BlockedOperation) -> str:
+    """The least ``memory=`` that has a way through, in words; empty if it is another limit that is too small."""
+    memory = named_limit(operation.memory, "memory")
+    if memory is None:
+        return ""
+    largest = max(store.nbytes for store in operation.driver.stores)
+
+    def works(limit: int) -> bool:
+        # With more memory a result may lie in RAM, and count.
+        results = {operation.result_bytes, largest if 2 * largest <= limit else 0}
+        return not any(routes(replace(operation, memory=limit, result_bytes=size))[0][0].refused for size in results)
+
+    least = least_memory(memory, works)
+    return f"; memory={least!r} is enough for {operation.name}" if least else ""
 
 
 def run(operation: BlockedOperation, journal: Any = None) -> BlockedPlan | None:

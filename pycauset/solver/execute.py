@@ -17,7 +17,7 @@ from pycauset.errors import ConfigError, DeviceError, DtypeError, OverlapError, 
 from pycauset.governor import governor
 from pycauset.solver.factor import Factor, Layout, layout_of
 from pycauset.solver.routes import Route, SolverPlan, in_memory, matmul_routes
-from pycauset.solver.run import Limits, clean_stop, named_limit, operation_limits, record_statistics, run_streamed
+from pycauset.solver.run import Limits, clean_stop, least_memory, named_limit, operation_limits, record_statistics, run_streamed
 from pycauset.storage import ArrayStore, TileStore, aligned_empty, scratch_store
 from pycauset.tiling import Rect
 
@@ -166,25 +166,15 @@ def _enough(product: _Product) -> str:
     """The least ``memory=`` that has a way through, found by planning with it; empty if more memory does not help."""
     if product.memory is None:
         return ""
-    unit = 10**6 if product.memory >= 10**7 else 10**5
 
-    def works(units: int) -> bool:
-        memory, out = units * unit, product.out
+    def works(memory: int) -> bool:
+        out = product.out
         if product.fresh:  # where the result lies depends on the limit
             out = _Phantom(product.layout, not product.on_disk and _result_in_ram(product.layout, memory))
         found, _ = _plan(replace(product, memory=memory, out=out), remedy=False)
         return not found.routes[0].refused
 
-    low = product.memory // unit  # refused, as what it was rounded from
-    high = low + 1
-    while not works(high):
-        low, high = high, 2 * high
-        if high * unit > 2 * governor().available("host"):
-            return ""
-    while high - low > max(1, high // 100):
-        middle = (low + high) // 2
-        low, high = (low, middle) if works(middle) else (middle, high)
-    return f"{high}MB" if unit == 10**6 else f"{high / 10:g}MB"
+    return least_memory(product.memory, works)
 
 
 def multiply(

@@ -23,7 +23,10 @@ from pycauset.governor import Scope, budgets, governor
 from pycauset.hardware import current_probe, gpu_memory
 from pycauset.units import parse_bytes
 
-__all__ = ["Limits", "StreamedDriver", "clean_stop", "last_statistics", "operation_limits", "record_statistics", "run_streamed"]
+__all__ = [
+    *("Limits", "StreamedDriver", "clean_stop", "last_statistics", "least_memory", "named_limit", "operation_limits"),
+    *("record_statistics", "run_streamed"),
+]
 
 #: What imports, thread stacks and BLAS's own buffers take beside the slots, out of a host limit (60 MB were measured).
 _HOST_RESERVE = 72 << 20
@@ -70,6 +73,24 @@ class Limits:
 def named_limit(value: Any, name: str) -> int | None:
     """An operation's own limit in bytes: the argument ``memory=`` or ``gpu_memory=``, else the setting of that name."""
     return parse_bytes(value) if value is not None else config.get(name)
+
+
+def least_memory(memory: int, works: Callable[[int], bool]) -> str:
+    """The least ``memory=`` above one that does not work with which an operation works, to about a percent.
+
+    Empty if all that the machine has is too little.
+    """
+    unit = 10**6 if memory >= 10**7 else 10**5
+    low = memory // unit  # refused, as what it was rounded from
+    high = low + 1
+    while not works(high * unit):
+        low, high = high, 2 * high
+        if high * unit > 2 * governor().available("host"):
+            return ""
+    while high - low > max(1, high // 100):
+        middle = (low + high) // 2
+        low, high = (low, middle) if works(middle * unit) else (middle, high)
+    return f"{high}MB" if unit == 10**6 else f"{high / 10:g}MB"
 
 
 def operation_limits(memory: Any = None, gpu_memory: Any = None, *, result: int = 0) -> Limits:

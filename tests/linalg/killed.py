@@ -1,7 +1,7 @@
-"""Kill factorisations at random moments, take them up again, compare the bits: a process that has no threads, and forks.
+"""Kill operations at random moments, take them up again, compare the bits: a process that has no threads, and forks.
 
-``python killed.py FOLDER TRIALS SEED`` prints one line of JSON for each trial. OPENBLAS_NUM_THREADS=1 keeps this process free of
-threads, so that its children may start their own.
+``python killed.py FOLDER TRIALS SEED KIND`` prints one line of JSON for each trial, of "factorisations" or operations of several
+"steps" each. OPENBLAS_NUM_THREADS=1 keeps this process free of threads, so that its children may start their own.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,36 +23,67 @@ import scipy.linalg  # noqa: F401 - imported once, not in every child
 import pycauset
 from pycauset.devices.audit import load_profile
 from pycauset.drivers import cholesky as _driver  # noqa: F401
+from pycauset.drivers import triangular as _triangular  # noqa: F401
 from pycauset.hardware import fingerprint, load_machine
 from pycauset.hardware.cache import write_profile
-from pycauset.linalg import cholesky
+from pycauset.linalg import cholesky, inv, solve
 from pycauset.solver import blocked as _blocked  # noqa: F401
-from pycauset.solver import last_statistics
+from pycauset.solver import run
 from pycauset.storage import commit, create_store, journal
 from pycauset.storage.direct import crc32c
 from pycauset.tiling import Rect
 
 ROOT = Path(__file__).resolve().parents[2]
 N, CHUNK, MEMORY = 140, 32, "600kB"
-VARIANTS = ("left", "right", "triangle")
+Work = Callable[[Path], object]
 
 
-def factor(folder: Path, variant: str, in_place: bool) -> None:
-    """What is killed; a whole run leaves how many tasks an earlier one had spared it."""
-    place: dict[str, Any] = {"overwrite": True} if in_place else {"out": folder / "l.zarr"}
-    cholesky(pycauset.open(folder / "a.zarr"), variant=variant, memory=MEMORY, progress=False, **place)
-    statistics = last_statistics()
-    (folder / "reused").write_text(str(statistics.reused if statistics else -1))
+def kinds() -> dict[str, list[tuple[str, str, Work]]]:
+    """Kind of test: a list of names, what they write, and what they do; the matrices are in ``a.zarr`` and ``b.zarr``."""
+    options: dict[str, Any] = {"memory": MEMORY, "progress": False}
+
+    def a(folder: Path) -> pycauset.Matrix:
+        return pycauset.open(folder / "a.zarr")
+
+    def factored(variant: str) -> Work:
+        return lambda folder: cholesky(a(folder), variant=variant, out=folder / "l.zarr", **options)
+
+    def in_place(variant: str) -> Work:
+        return lambda folder: cholesky(a(folder), variant=variant, overwrite=True, **options)
+
+    def solved(folder: Path) -> object:
+        return solve(a(folder), folder / "b.zarr", assume_a="pos", out=folder / "x.zarr", **options)
+
+    def inverted(folder: Path) -> object:
+        return inv(a(folder), assume_a="pos", out=folder / "x.zarr", **options)
+
+    factorisations = []
+    for trial in range(6):
+        variant = ("left", "right", "triangle")[trial % 3]
+        place = ("a.zarr", in_place(variant)) if trial % 2 else ("l.zarr", factored(variant))
+        factorisations.append((f"{variant} to {place[0]}", *place))
+    return {"factorisations": factorisations, "steps": [("solve", "x.zarr", solved), ("inv", "x.zarr", inverted)]}
 
 
-def forked(folder: Path, variant: str, in_place: bool, kill_after: float | None) -> tuple[int, float]:
-    """Exit status (negative for a signal) and seconds of a child that factors."""
+def forked(folder: Path, work: Work, kill_after: float | None) -> tuple[int, float]:
+    """Exit status (negative for a signal) and seconds of a child; one that ends leaves how many tasks and steps it did.
+
+    The tasks are those that an earlier run had spared it.
+    """
     start = time.monotonic()
     pid = os.fork()
     if not pid:
-        status = 1
+        status, reused = 1, []
+        record = run.record_statistics
+
+        def recorded(statistics: Any) -> None:
+            record(statistics)
+            reused.append(statistics.reused if statistics else 0)
+
+        run.record_statistics = recorded
         try:
-            factor(folder, variant, in_place)
+            work(folder)
+            (folder / "reused").write_text(f"{sum(reused)} {len(reused)}")
             status = 0
         except BaseException:
             traceback.print_exc()
@@ -68,7 +100,9 @@ def forked(folder: Path, variant: str, in_place: bool, kill_after: float | None)
 def is_done(folder: Path, target: str) -> bool:
     """Whether the last child was killed when its work was finished."""
     metadata = folder / target / "zarr.json"
-    return not list(folder.glob("*.journal")) and metadata.is_file() and "is_lower_triangular" in metadata.read_text()
+    if list(folder.glob("*.journal")) or not metadata.is_file():
+        return False
+    return target != "a.zarr" or "is_lower_triangular" in metadata.read_text()
 
 
 def checksum(path: Path) -> int:
@@ -90,52 +124,51 @@ def home(root: Path) -> Path:
     return folder
 
 
-def main(root: Path, trials: int, seed: int) -> None:
+def main(root: Path, trials: int, seed: int, kind: str) -> None:
     rng = np.random.default_rng(seed)
     commit.COMMIT_SECONDS = 0.0  # type: ignore[misc] # tiles this small would otherwise all be recorded at the end
     os.environ["PYCAUSET_HOME"] = str(home(root))
     load_profile()
     journal.versions()
     x = rng.standard_normal((N, N))
-    a = x @ x.T + N * np.eye(N)
-    source = root / "source.zarr"
-    store = create_store(source, a.shape, a.dtype, chunks=(CHUNK, CHUNK), structure="lower")
-    store.write(Rect(0, N, 0, N), a)
-    store.commit()
-    expected: dict[tuple[str, bool], tuple[int, float]] = {}
+    source = root / "source"
+    source.mkdir()
+    for name, array, structure in (("a", x @ x.T + N * np.eye(N), "lower"), ("b", x[:, : N // 2], "full")):
+        store = create_store(source / f"{name}.zarr", array.shape, array.dtype, chunks=(CHUNK, CHUNK), structure=structure)
+        store.write(Rect(0, array.shape[0], 0, array.shape[1]), array)
+        store.commit()
+    cases = kinds()[kind]
+    expected: dict[str, tuple[int, float]] = {}
     for trial in range(trials):
-        variant, in_place = VARIANTS[trial % 3], trial % 2 == 1
-        target = "a.zarr" if in_place else "l.zarr"
+        name, target, work = cases[trial % len(cases)]
         folder = root / str(trial)
-        folder.mkdir()
-        shutil.copytree(source, folder / "a.zarr")
-        if (variant, in_place) not in expected:
-            status, seconds = forked(folder, variant, in_place, None)
+        shutil.copytree(source, folder)
+        if name not in expected:
+            status, seconds = forked(folder, work, None)
             assert status == 0
-            expected[variant, in_place] = checksum(folder / target), seconds
+            expected[name] = checksum(folder / target), seconds
             shutil.rmtree(folder)
-            folder.mkdir()
-            shutil.copytree(source, folder / "a.zarr")
-        crc, seconds = expected[variant, in_place]
+            shutil.copytree(source, folder)
+        crc, seconds = expected[name]
         killed = 0
         for _ in range(int(rng.integers(1, 4))):
-            status, _ = forked(folder, variant, in_place, rng.uniform(0, seconds))
+            status, _ = forked(folder, work, rng.uniform(0, seconds))
             killed += status == -signal.SIGKILL
             if is_done(folder, target):
                 status = 0
                 break
         if status != 0:
-            status, _ = forked(folder, variant, in_place, None)
+            status, _ = forked(folder, work, None)
         told = (folder / "reused").read_text() if (folder / "reused").exists() else ""
-        reused = int(told or -1)  # a child can be killed while it tells
+        reused, steps = map(int, told.split() or (-1, -1))  # a child can be killed while it tells
         (folder / "reused").unlink(missing_ok=True)
-        left = sorted({p.name for p in folder.iterdir()} - {"a.zarr", target})
+        left = sorted({p.name for p in folder.iterdir()} - {"a.zarr", "b.zarr", target})
         left += [p.name for p in (folder / target).rglob("*") if p.name.endswith((".pending", ".tmp")) or p.name.startswith(".")]
         same = status == 0 and checksum(folder / target) == crc
-        line = {"trial": trial, "killed": killed, "status": status, "reused": reused, "same": same, "left": left}
+        line = {"name": name, "killed": killed, "status": status, "reused": reused, "steps": steps, "same": same, "left": left}
         print(json.dumps(line), flush=True)
         shutil.rmtree(folder)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 import pycauset
 from pycauset import errors
-from pycauset.linalg import cho_solve, cholesky, det, inv, slogdet, solve, solve_triangular
+from pycauset.linalg import cho_solve, cholesky, det, inv, logdet, lstsq, slogdet, solve, solve_triangular
 from tests.linalg.cases import DTYPES, lay, on_disk, poisoned, spd, triangular
 
 
@@ -235,6 +236,60 @@ def test_what_cannot_be_overwritten(tmp_path: Path) -> None:
         with pytest.raises(error, match=words):
             cholesky(matrix, overwrite=True)
     assert np.array_equal(pycauset.open(tmp_path / "a.zarr"), a)
+
+
+@pytest.mark.parametrize("out", [None, "x.zarr"])
+def test_limits_that_are_too_small_come_with_one_that_is_not(tmp_path: Path, out: str | None) -> None:
+    rng = np.random.default_rng()
+    a = spd(300, "float64", rng)
+    matrix = on_disk(a, tmp_path / "a.zarr")
+    factor = on_disk(np.linalg.cholesky(a), tmp_path / "l.zarr")
+    b = on_disk(rng.standard_normal((300, 300)), tmp_path / "b.zarr")
+    calls: list[Any] = [
+        lambda **options: cholesky(matrix, **options),
+        lambda **options: solve_triangular(factor, b, lower=True, **options),
+        lambda **options: inv(factor, assume_a="lower triangular", **options),
+    ]
+    for number, call in enumerate(calls):
+        place = {"out": tmp_path / f"{number}{out}"} if out else {}
+        with pytest.raises(errors.MemoryLimitError, match=r"memory='[\d.]+MB' is enough for") as caught:
+            call(memory="20kB", **place)
+        call(memory=re.findall(r"memory='([\d.]+MB)' is enough", str(caught.value))[-1], **place)
+
+
+def test_small_things(tmp_path: Path) -> None:
+    rng = np.random.default_rng()
+    t, b = triangular(9, "complex128", True, rng), rng.standard_normal((9, 2))
+    for number, name in enumerate("NTC"):
+        for kind in (np.int64, np.uint8):
+            assert np.array_equal(solve_triangular(t, b, kind(number), True), solve_triangular(t, b, name, True))
+    for wrong in ("x", "lower", 1.5, None):
+        with pytest.raises(errors.ConfigError, match=r"lower is .* in \(c, lower\); it must be True or False"):
+            cho_solve((t, wrong), b)
+    for lower in (True, np.True_, 1, np.int64(1)):
+        assert np.array_equal(cho_solve((t, lower), b), cho_solve((t, True), b))
+    rows = [[2.0, 0.0], [1.0, 3.0]]
+    with pytest.raises(errors.ConfigError, match="which triangle"):
+        cho_solve(rows, np.ones(2))
+    assert cho_solve((rows, True), np.ones(2)).shape == (2,)
+    bad = np.eye(3)
+    bad[1, 1] = np.nan
+    for call, name in ((det, "det"), (logdet, "logdet"), (slogdet, "slogdet")):
+        with pytest.raises(errors.NonFiniteError, match=rf"^{name}: "):
+            call(bad, "diagonal")
+        with pytest.raises(errors.ShapeError, match=rf"^{name}: "):
+            call(np.ones((2, 3)))
+        with pytest.raises(errors.ConfigError, match=rf"^{name}: "):
+            call(np.ones((2, 2)))
+    a = spd(9, "float64", rng)
+    for suffix in (".npy", ".zarr"):
+        for name, array in (("a", a), ("b", b), ("t", np.tril(a))):
+            pycauset.save(tmp_path / f"{name}{suffix}", array)
+        a_path, b_path, t_path = (tmp_path / f"{name}{suffix}" for name in "abt")
+        assert np.allclose(solve(a_path, str(b_path), assume_a="pos"), np.linalg.solve(a, b))
+        assert np.allclose(lstsq(str(a_path), b_path).x, np.linalg.solve(a, b))
+        assert np.allclose(solve_triangular(t_path, b_path, lower=True), np.linalg.solve(np.tril(a), b))
+        assert np.allclose(cho_solve((t_path, True), b_path), np.linalg.solve(np.tril(a) @ np.tril(a).T, b))
 
 
 def test_arguments_without_meaning() -> None:

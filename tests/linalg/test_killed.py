@@ -1,4 +1,4 @@
-"""``kill -9`` at random moments of factorisations from disk to disk, in place and not: all go on, to the same bits."""
+"""``kill -9`` at random moments of work from disk to disk: all go on, to the same bits, and leave nothing behind."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[2]
-TRIALS = 50
 
 
-def test_fifty_kills(tmp_path: Path) -> None:
+def trials(folder: Path, number: int, kind: str) -> list[dict[str, Any]]:
+    """What came of so many operations that were killed, none of them wrong."""
     seed = int(np.random.default_rng().integers(1 << 30))
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("killed.py")), str(tmp_path), str(TRIALS), str(seed)],
+        [sys.executable, str(Path(__file__).with_name("killed.py")), str(folder), str(number), str(seed), kind],
         capture_output=True,
         text=True,
         env=environment,
@@ -26,9 +27,21 @@ def test_fifty_kills(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    trials = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(trials) == TRIALS
-    wrong = [trial for trial in trials if trial["status"] != 0 or not trial["same"] or trial["left"]]
+    found: list[dict[str, Any]] = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(found) == number
+    wrong = [trial for trial in found if trial["status"] != 0 or not trial["same"] or trial["left"]]
     assert not wrong, f"seed {seed}: {wrong} {done.stderr}"
-    assert sum(trial["killed"] for trial in trials) >= TRIALS // 2
-    assert sum(trial["reused"] > 0 for trial in trials) >= TRIALS // 10, "no kill fell into the work itself"
+    assert sum(trial["killed"] for trial in found) >= number // 2
+    return found
+
+
+def test_fifty_kills_of_factorisations(tmp_path: Path) -> None:
+    found = trials(tmp_path, 50, "factorisations")
+    assert sum(trial["reused"] > 0 for trial in found) >= 5, "no kill fell into the work itself"
+
+
+def test_kills_of_systems_and_inverses(tmp_path: Path) -> None:
+    """A factorisation, and what follows it."""
+    found = trials(tmp_path, 24, "steps")
+    assert any(trial["reused"] > 0 for trial in found), "no kill fell into a step"
+    assert any(0 < trial["steps"] < 3 for trial in found), "no kill fell behind the first step"
