@@ -76,7 +76,7 @@ def product(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> np.ndarray[Any,
     Parameters
     ----------
     a, b : ndarray
-        Of one dtype, by rows or by columns; others are copied.
+        By rows or by columns, others are copied. Of one of the kernels' dtypes; for any other mixture NumPy does it.
 
     Examples
     --------
@@ -85,6 +85,8 @@ def product(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> np.ndarray[Any,
     array([[ 5., 14.],
            [14., 50.]])
     """
+    if a.dtype != b.dtype or a.dtype.name not in LETTER:
+        return np.asarray(a @ b)
     c = np.empty((a.shape[0], b.shape[1]), a.dtype)
     if c.size and a.shape[1]:
         (left, op_a), (right, op_b) = _by_rows(a), _by_rows(b)
@@ -105,6 +107,8 @@ def adjoint_product(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> np.ndar
     """
     if a.dtype.kind != "c":
         return product(a.T, b)
+    if a.dtype != b.dtype:
+        return np.asarray(a.conj().T @ b)
     flipped = np.empty((b.shape[1], a.shape[1]), a.dtype)  # (bᴴ a), of which the result is the adjoint
     if flipped.size and len(a):
         right, op = _by_rows(a)

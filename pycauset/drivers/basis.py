@@ -12,6 +12,8 @@ from typing import Any, Final, Self
 
 import numpy as np
 
+from pycauset.devices.blas import adjoint_product, product
+
 __all__ = ["ArrayBasis", "Basis"]
 
 Array = np.ndarray[Any, Any]
@@ -99,20 +101,17 @@ class ArrayBasis(Basis):
         self._v[:, start : start + q.shape[1]] = q
 
     def inner(self, count: int, w: Array) -> Array:
-        v = self._v[:, :count]
-        if v.dtype.kind != "c":
-            return np.asarray(v.T @ w)
-        return np.asarray((w.conj().T @ v).conj().T)  # no conjugated copy of v, the larger of the two
+        return adjoint_product(self._v[:, :count], w)
 
     def subtract(self, count: int, w: Array, c: Array) -> Array:
-        return np.asarray(w - self._v[:, :count] @ c)
+        return np.asarray(w - product(self._v[:, :count], c))
 
     def times(self, y: Array) -> Array:
-        return np.asarray(self._v[:, : len(y)] @ y)
+        return product(self._v[:, : len(y)], y)
 
     def rotate(self, z: Array, tail: int) -> None:
         v, (count, keep) = self._v, z.shape
         for r in range(0, self.n, _BAND):
-            v[r : r + _BAND, :keep] = v[r : r + _BAND, :count] @ z
+            v[r : r + _BAND, :keep] = product(v[r : r + _BAND, :count], z)
         if tail:
             v[:, keep : keep + tail] = v[:, count : count + tail].copy()

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pycauset.devices.blas import adjoint_product, product
 from pycauset.drivers.basis import Basis
 
 __all__ = ["Orthonormal", "gaussian", "orthonormalise"]
@@ -62,29 +63,36 @@ def orthonormalise(basis: Basis, count: int, w: Array, rng: np.random.Generator)
         q, r = q[:, :width], r[:width]
     again = basis.inner(count, q)
     q, s = _qr(basis.subtract(count, q, again))
-    return Orthonormal(q, c + again @ r, s @ r, rank)
+    return Orthonormal(q, c + product(again, r), product(s, r), rank)
 
 
 def _qr(w: Array) -> tuple[Array, Array]:
     if w.shape[1] == 1:
-        length = np.linalg.norm(w)
+        length = _length(w)
         return w / length, np.full((1, 1), length, w.dtype)
-    q, r = np.linalg.qr(w)
+    import scipy.linalg  # whose threads the kernels wake as well, see pycauset.devices.blas.product
+
+    q, r = scipy.linalg.qr(w, mode="economic", check_finite=False)
     return q, r
+
+
+def _length(w: Array) -> float:
+    """Of a single column; along an axis NumPy adds squares, otherwise it would call its own BLAS."""
+    return float(np.linalg.norm(w, axis=0)[0])
 
 
 def _factor(w: Array, scale: Array) -> tuple[Array, Array, int]:
     """``w = q r`` and its numerical rank, where ``scale`` are the lengths that its columns had before they were projected."""
     floor = 20 * np.finfo(w.dtype).eps * float(scale.max(initial=0.0))
     if w.shape[1] == 1:
-        length = float(np.linalg.norm(w))
+        length = _length(w)
         rank = int(length > floor)
         return (w / length if rank else w), np.full((1, 1), length, w.dtype), rank
     import scipy.linalg
 
-    tall, small = np.linalg.qr(w)  # pivots are looked for in the small factor: among long columns they cost more than the rest
+    tall, small = _qr(w)  # pivots are looked for in the small factor: among long columns they cost more than the rest
     q, r, order = scipy.linalg.qr(small, mode="economic", pivoting=True, check_finite=False)
-    q = tall @ q
+    q = product(tall, q)
     rank = int(np.count_nonzero(np.abs(np.diagonal(r)) > floor))
     back = np.empty_like(r)
     back[:, order] = r
@@ -96,7 +104,7 @@ def _fresh(basis: Basis, count: int, q: Array, width: int, rng: np.random.Genera
     x = gaussian(rng, (basis.n, width), basis.dtype)
     for _ in range(3):
         x = basis.subtract(count, x, basis.inner(count, x))
-        x = x - q @ (q.conj().T @ x)
+        x = x - product(q, adjoint_product(q, x))
         x, _ = _qr(x)
     return x.astype(basis.dtype, copy=False)
 
