@@ -66,6 +66,8 @@ def save(
     ------
     StoreExistsError, StoreNotFoundError, StorePermissionError, StoreFullError
         If the path is taken, its folder missing or not writable, or the file system too full.
+    JournalBusyError, JournalError
+        If other work on this path is going on, or was interrupted; ``overwrite=True`` gives interrupted work up.
     DtypeError, ConfigError
         If ``path`` is no path, or names a kind of file that is not written.
 

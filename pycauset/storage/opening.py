@@ -279,6 +279,11 @@ def create_store(
         If the file system has no room for all of it; the message has the bytes needed and free.
     StoreExistsError, StoreNotFoundError, StorePermissionError
         If the name is taken, the folder above is missing, or it cannot be written.
+    JournalBusyError, JournalError
+        If another process makes a matrix of this name by a journal, or was interrupted at it. In the second case ``overwrite``
+        gives that work up, at commit.
+    ConfigError
+        If the name is one of another kind of file (``.h5``, ``.csv``, ...).
 
     Examples
     --------
