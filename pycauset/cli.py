@@ -306,16 +306,25 @@ def _solve(a: Factor, b: Factor, memory: int | None, gpu_memory: int | None) -> 
 @app.command()
 def plan(
     a: _A,
-    b: _B,
+    b: Annotated[Path | None, typer.Argument(metavar="[B]", help="Zarr array or .npy file.")] = None,
+    op: Annotated[str, typer.Option(help="matmul, cholesky, solve_triangular, solve or inv.")] = "matmul",
+    assume_a: Annotated[str, typer.Option(metavar="KIND", help='What A is, for solve and inv: "pos", say.')] = "gen",
     transpose_a: _TransposeA = False,
     transpose_b: _TransposeB = False,
     memory: _Memory = None,
     gpu_memory: _GpuMemory = None,
     backend: _BackendOption = None,
 ) -> None:
-    """Explain how A times B would be computed, without computing it: seconds, bytes, memory, and why."""
+    """Explain how A times B, or another operation, would be computed, without computing it: seconds, bytes, memory, and why."""
+    from pycauset.matrix import Matrix
+    from pycauset.planning import plan as planned
+
+    first, second = Matrix(_open(a)), None if b is None else Matrix(_open(b))
+    first = first.T if transpose_a else first
+    second = second.T if transpose_b and second is not None else second
     with _forced(backend):
-        print(_solve(*_factors(a, b, transpose_a, transpose_b), memory, gpu_memory).explain())
+        found = planned(op, first, second, assume_a=assume_a, out_on_disk=True, memory=memory, gpu_memory=gpu_memory)
+        print(found.explain())
 
 
 @app.command()

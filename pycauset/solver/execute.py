@@ -116,6 +116,11 @@ class _Phantom(ArrayStore):
         self.shape, self.dtype, self.chunks = layout.shape, layout.dtype, layout.chunks
         self._in_ram = in_ram
 
+    @property
+    def generation(self) -> int | None:
+        """Says, as in stores on disk, that elements come from there."""
+        return None if self._in_ram else 0
+
     def view(self, rect: Rect) -> np.ndarray[Any, Any] | None:
         return np.broadcast_to(np.empty((), self.dtype), self.shape) if self._in_ram else None
 

@@ -122,11 +122,9 @@ class SolverPlan:
 
     def explain(self) -> str:
         """Predicted seconds, bytes on each link against the lower bound, memory, and why this route won."""
-        m, n = self.layout.shape
         best = self.route
         lines = [
-            f"{self.operation}: ({m}, {self.depth}) @ ({self.depth}, {n}) -> {self.layout.dtype}, "
-            f"computed in {self.layout.compute} by {self.layout.kernel}",
+            self._title(),
             f"route: {best.name}, about {format_seconds(best.seconds)} "
             f"({format_flops(self.flops / best.seconds if best.seconds else 0)})",
         ]
@@ -138,19 +136,7 @@ class SolverPlan:
             )
         plan = best.plan
         if plan is not None:
-            tile_m, tile_n, tile_k = plan.tile
-            lines.append(
-                f"tiles: C {tile_m} × {tile_n}, depth {tile_k}; block of {plan.block[0]} × {plan.block[1]} tiles resident, "
-                f"{plan.blocks[0]} × {plan.blocks[1]} blocks, {plan.tasks} tasks"
-            )
-            link = "disk" if plan.unified else "PCIe"
-            if plan.link_bytes:
-                lines.append(
-                    f"{link}: {format_bytes(plan.link_bytes)}, {plan.link_bytes / plan.least:.2f} × the lower bound, "
-                    f"which is {format_bytes(plan.least)} here"
-                )
-            if not plan.unified and plan.disk_read + plan.disk_write:
-                lines.append(f"disk: {format_bytes(plan.disk_read)} read, {format_bytes(plan.disk_write)} written")
+            lines += [self._tiles(plan), *self._bytes(plan)]
         lines.append(
             f"memory: {format_bytes(best.host_bytes)} host"
             + (f" and {format_bytes(self.result_bytes)} for the result" if self.result_bytes else "")
@@ -161,6 +147,36 @@ class SolverPlan:
         others = [f"{r.name} {'cannot: ' + r.refused if r.refused else format_seconds(r.seconds)}" for r in self.routes[1:]]
         lines.append(f"why: {why}" + ("; " + "; ".join(others) if others else ""))
         return "\n".join(lines)
+
+    def _title(self) -> str:
+        m, n = self.layout.shape
+        return (
+            f"{self.operation}: ({m}, {self.depth}) @ ({self.depth}, {n}) -> {self.layout.dtype}, "
+            f"computed in {self.layout.compute} by {self.layout.kernel}"
+        )
+
+    def _tiles(self, plan: Any) -> str:
+        tile_m, tile_n, tile_k = plan.tile
+        return (
+            f"tiles: C {tile_m} × {tile_n}, depth {tile_k}; block of {plan.block[0]} × {plan.block[1]} tiles resident, "
+            f"{plan.blocks[0]} × {plan.blocks[1]} blocks, {plan.tasks} tasks"
+        )
+
+    def _least(self, plan: Any) -> float:
+        """The fewest bytes over the link that feeds the device."""
+        return float(plan.least)
+
+    def _bytes(self, plan: Any) -> list[str]:
+        lines = []
+        least = self._least(plan)
+        if plan.link_bytes:
+            lines.append(
+                f"{'disk' if plan.unified else 'PCIe'}: {format_bytes(plan.link_bytes)}, {plan.link_bytes / least:.2f} × the "
+                f"lower bound, which is {format_bytes(least)} here"
+            )
+        if not plan.unified and plan.disk_read + plan.disk_write:
+            lines.append(f"disk: {format_bytes(plan.disk_read)} read, {format_bytes(plan.disk_write)} written")
+        return lines
 
 
 def in_memory(store: TileStore) -> np.ndarray[Any, Any] | None:
