@@ -167,11 +167,6 @@ class Result:
             self.store.begin_write()
         self._begun = True
 
-    @property
-    def target(self) -> str | None:
-        """The path of a result that has a journal."""
-        return self._path if self.journal is not None else None
-
     def opened(self) -> Matrix:
         """The result of the run that had finished."""
         self._done = True

@@ -87,9 +87,10 @@ class Stages:
         self.complete = False
         asked = functools.cache(request)
         self.result = Result(name, shape, dtype, out, limit=self._limit, request=asked, resume=resume, **form)
-        if not staged or self.result.target is None:
+        if not staged or self.result.journal is None:
             return
-        self._folder = Path(f"{self.result.target}.stages").expanduser().absolute()
+        place = self.result.journal.target
+        self._folder = place.with_name(f"{place.name}.stages")
         try:
             self._take_up(plain({**asked(), "versions": versions()}), resume)
         except BaseException:
@@ -112,7 +113,10 @@ class Stages:
                 raise JournalError(
                     f"{self._folder} of an unfinished {self._name} is in the way; go on with resume=True, or {_RESTART}"
                 )
-            changed = differences(json.loads(request.read_text(encoding="utf-8")), asked)
+            try:
+                changed = differences(json.loads(request.read_text(encoding="utf-8")), asked)
+            except ValueError as error:
+                raise JournalError(f"{request} is damaged ({error}); restore the file, or {_RESTART}") from None
             if changed:
                 raise JournalError(
                     f"what {self._folder} holds is of other work: {'; '.join(changed)}; call as before to go on, or {_RESTART}"

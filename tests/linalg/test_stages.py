@@ -191,6 +191,25 @@ def test_other_arguments_and_other_operations_are_refused(tmp_path: Path) -> Non
     assert names(tmp_path) == {"a.zarr", "x.zarr"}
 
 
+def test_a_damaged_request_is_refused(tmp_path: Path) -> None:
+    rng = np.random.default_rng()
+    matrix, b = on_disk(spd(N, "float64", rng), tmp_path / "a.zarr"), rng.standard_normal((N, 3))
+
+    def work(**options: Any) -> Any:
+        return solve(matrix, b, assume_a="pos", out=f"{tmp_path}/x.zarr/", memory=MEMORY, **options)
+
+    with pytest.raises(KeyboardInterrupt):
+        work(progress=Stop(0, 0.5))
+    request = tmp_path / "x.zarr.stages" / "request.json"
+    text = request.read_text()
+    for damaged in (text[: len(text) // 2], "", "[]", text.replace('"solve"', '"lstsq"')):
+        request.write_text(damaged)
+        with pytest.raises(errors.JournalError, match=r"damaged|other work"):
+            work()
+    assert np.allclose(matrix @ np.asarray(work(resume="restart")), b)
+    assert names(tmp_path) == {"a.zarr", "x.zarr"}
+
+
 def test_a_second_one_at_the_same_result_is_refused(tmp_path: Path) -> None:
     rng = np.random.default_rng()
     matrix, b = on_disk(spd(N, "float64", rng), tmp_path / "a.zarr"), rng.standard_normal((N, 3))
@@ -338,8 +357,7 @@ def test_given_matrices_stay_as_they_were_when_the_work_fails(tmp_path: Path) ->
             assert np.array_equal(pycauset.open(path), kept)
 
 
-def test_cholesky_of_the_same_matrix_beside_it_is_no_stage(tmp_path: Path) -> None:
-    """Results of one step keep no folder."""
+def test_results_of_one_step_keep_no_folder(tmp_path: Path) -> None:
     matrix = on_disk(spd(N, "float64", np.random.default_rng()), tmp_path / "a.zarr")
     with pytest.raises(KeyboardInterrupt):
         cholesky(matrix, out=tmp_path / "l.zarr", memory=MEMORY, progress=Stop(0, 0.5))
