@@ -328,7 +328,7 @@ class ArnoldiDriver:
         keep = int(z.shape[1])
         # A second round has reason to expect more copies.
         wide = min(self.starts, max(plan.block, plan.k), (plan.ncv - keep) // 4) if self.round else 0
-        width = min(max(plan.block, wide), plan.ncv - keep, plan.n - keep)
+        width = min(max(plan.block, wide - wide % plan.block), plan.ncv - keep, plan.n - keep)
         small = self._small(ritz, j, z)
         self.basis.rotate(z, 0)
         new = orthonormalise(self.basis, keep, gaussian(self._rng, (plan.n, width), self.basis.dtype), self._rng)

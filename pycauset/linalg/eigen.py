@@ -281,6 +281,7 @@ def _statistics(machine: Any, product: Product, residuals: Array) -> EigenStatis
         machine.norm,
         residuals,
         tuple(machine.history),
+        machine.basis.sweeps,
     )
 
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from pycauset.drivers.arnoldi import ArnoldiDriver, Progress, plan_arnoldi
-from pycauset.drivers.basis import ArrayBasis
+from pycauset.drivers.arnoldi import ArnoldiDriver, Progress
 from pycauset.drivers.ritz import Ritz
 from pycauset.errors import ConfigError, NotConvergedError, ShapeError
 from pycauset.governor import Scope
+from pycauset.linalg.placing import Sizes, place
 from pycauset.solver.products import Product, drive
 from pycauset.solver.run import Limits
 
@@ -41,6 +41,8 @@ class EigenStatistics:
         The estimate of ‖A‖₂ that residuals are compared with, from below.
     residuals : ndarray (k,)
         ``‖A x - λ x‖₂`` of each returned pair, measured by the last pass.
+    sweeps : int
+        Times that the basis was read from disk; 0 where it lay in RAM.
     history : tuple of Progress
         One entry for each test of convergence, with ``return_history=True``.
     """
@@ -54,6 +56,7 @@ class EigenStatistics:
     norm: float
     residuals: Array
     history: tuple[Progress, ...] = ()
+    sweeps: int = 0
 
 
 @dataclass(slots=True)
@@ -166,26 +169,23 @@ def pairs(
     open_product : callable
         ``open_product(width, taken)`` gives the product with blocks of up to ``width`` vectors, ``taken`` bytes being used up.
     """
-    plan = plan_arnoldi(
-        request.n,
-        request.k + extra,
-        request.dtype,
-        passes_cost=passes_cost,
-        interior=request.which in ("SM", "SI"),
-        block=request.block,
-        ncv=request.ncv,
-        room=limits.host // 4,
-    )
     doubled = 2 if kind != "hermitian" and request.dtype.kind != "c" else 1
-    width = max(plan.block, (request.k + extra) * doubled)
-    work = 4 * request.n * width * request.dtype.itemsize
-    owner = f"{request.name}: a basis of {plan.ncv} + {plan.block} vectors of {plan.n}"
-    stack.enter_context(scope.require("host", plan.basis_bytes + work, owner=owner))
-    product = open_product(width, plan.basis_bytes + work)
-    stack.push(product)
-    basis = np.zeros((plan.ncv + plan.block, plan.n), request.dtype).T
+    k = request.k + extra
+    sizes = Sizes(
+        request.name,
+        request.n,
+        k,
+        request.dtype,
+        k * doubled,
+        passes_cost,
+        request.which in ("SM", "SI"),
+        request.block,
+        request.ncv,
+    )
+    placed = place(sizes, open_product, limits, scope, stack)
+    plan, product = placed.plan, placed.product
     machine = ArnoldiDriver(
-        plan, ArrayBasis(basis), kind, request.which, request.tol, request.maxiter, start=request.start, scale=scale
+        plan, placed.basis, kind, request.which, request.tol, request.maxiter, start=request.start, scale=scale
     )
     tell = request.progress
 

@@ -148,6 +148,7 @@ def _iterate(
             norm,
             residuals,
             tuple(machine.history),
+            machine.basis.sweeps,
         )
     floor = 10 * eps * max(a.shape) ** 0.5
     allowed = np.full(len(s), max(tol, floor) * norm)

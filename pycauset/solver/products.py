@@ -192,10 +192,14 @@ class StreamedProduct(Product):
         self.driver = BlockProductDriver(a, stores[0], stores[1], dtype, op=op, mirror=mirror, z=stores[2] if gram else None)
         left = limits.host - taken - nbytes
         readers, writers = self.driver.readers(where), self.driver.writers(where)
-        plan = self.driver.plan(where, left if where.unified else limits.device, left)
-        temporary = temporary_bytes(where, self.driver.operands(plan), readers, writers)
-        if temporary:
-            plan = self.driver.plan(where, left - temporary if where.unified else limits.device, left - temporary)
+        try:
+            plan = self.driver.plan(where, left if where.unified else limits.device, left)
+            temporary = temporary_bytes(where, self.driver.operands(plan), readers, writers)
+            if temporary:
+                plan = self.driver.plan(where, left - temporary if where.unified else limits.device, left - temporary)
+        except BaseException:
+            self._stack.close()
+            raise
         self.plan = plan
         self._gram = gram
         self._streamer = AsyncStreamer(

@@ -1,0 +1,139 @@
+"""Where the basis of an iteration lies, and how large it may be: in RAM if it fits, else on disk, smaller if neither has room."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+
+from pycauset import devices
+from pycauset.drivers.arnoldi_plan import ArnoldiPlan, plan_arnoldi
+from pycauset.drivers.basis import ArrayBasis, Basis
+from pycauset.drivers.spilled import SpilledBasis, plan_spill
+from pycauset.errors import MemoryLimitError, StoreError
+from pycauset.governor import Scope
+from pycauset.solver.products import Product
+from pycauset.solver.run import Limits
+
+__all__ = ["Placed", "Sizes", "place"]
+
+#: Of the room, the share that a basis in RAM may take; the rest is for vectors and tiles.
+_SHARE: Final = 2
+#: A basis on disk costs sweeps with each step: narrower blocks than this would make many of them.
+_NARROWEST_ON_DISK: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What is asked for: order, pairs, element type, ``columns`` multiplied at once at the end, and what the caller chose."""
+
+    name: str
+    n: int
+    k: int
+    dtype: np.dtype[Any]
+    columns: int
+    passes_cost: bool
+    interior: bool
+    block: int | None
+    ncv: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A basis with the product beside it, both open."""
+
+    plan: ArnoldiPlan
+    basis: Basis
+    product: Product
+
+    @property
+    def on_disk(self) -> bool:
+        return isinstance(self.basis, SpilledBasis)
+
+
+def place(sizes: Sizes, open_product: Callable[[int, int], Product], limits: Limits, scope: Scope, stack: ExitStack) -> Placed:
+    """Take the first of the candidates that memory and disk have room for; all of it is given back with ``stack``.
+
+    Raises
+    ------
+    MemoryLimitError, StoreFullError
+        If there is none; the numbers are those of the smallest.
+    """
+    refused: MemoryLimitError | StoreError | None = None
+    for plan, on_disk in _candidates(sizes, limits.host):
+        with ExitStack() as attempt:
+            try:
+                placed = _try(sizes, plan, on_disk, open_product, limits, scope, attempt)
+            except (MemoryLimitError, StoreError) as error:
+                if isinstance(error, StoreError) and not on_disk:
+                    raise  # of the matrix itself
+                refused = error
+                continue
+            stack.push(attempt.pop_all())
+            return placed
+    assert refused is not None
+    raise refused
+
+
+def _candidates(sizes: Sizes, room: int) -> Iterator[tuple[ArnoldiPlan, bool]]:
+    """Plans in the order in which they are tried, and whether the basis lies on disk."""
+
+    def plan(block: int | None, bytes_: int | None = None, ncv: int | None = None) -> ArnoldiPlan:
+        return plan_arnoldi(
+            sizes.n,
+            sizes.k,
+            sizes.dtype,
+            passes_cost=sizes.passes_cost,
+            interior=sizes.interior,
+            block=block,
+            ncv=ncv or sizes.ncv,
+            room=bytes_,
+        )
+
+    whole = plan(sizes.block)
+    fitting = plan(sizes.block, room // _SHARE)
+    # Restarting a basis of half the size costs less than sweeping the whole one on disk.
+    if sizes.ncv is not None or 2 * fitting.ncv >= whole.ncv:
+        yield fitting, False
+    wide = sizes.block or min(max(whole.block, _NARROWEST_ON_DISK), max(1, sizes.n // 8))
+    yield plan(wide), True
+    if sizes.ncv is None:
+        yield fitting, False
+        for block in dict.fromkeys([wide, *([] if sizes.block else [max(1, wide // 4), 1])]):
+            least = sizes.k + 4 * block
+            yield plan(block, ncv=least), False
+            yield plan(block, ncv=least), True
+
+
+def _try(
+    sizes: Sizes,
+    plan: ArnoldiPlan,
+    on_disk: bool,
+    open_product: Callable[[int, int], Product],
+    limits: Limits,
+    scope: Scope,
+    stack: ExitStack,
+) -> Placed:
+    dtype, n = sizes.dtype, plan.n
+    width = max(plan.block, sizes.columns)
+    vectors = 4 * n * width * dtype.itemsize
+    owner = f"{sizes.name}: a basis of {plan.ncv} + {plan.block} vectors of {n}"
+    if not on_disk:
+        stack.enter_context(scope.require("host", plan.basis_bytes + vectors, owner=owner))
+        product = stack.enter_context(open_product(width, plan.basis_bytes + vectors))
+        return Placed(plan, ArrayBasis(np.zeros((plan.ncv + plan.block, n), dtype).T), product)
+    from pycauset.storage.scratch import scratch_store
+
+    stack.enter_context(scope.require("host", vectors, owner=f"{sizes.name}: blocks of {width} vectors of {n}"))
+    # Tiles of the basis get half of what is left, those of the matrix the other half.
+    spill = plan_spill(plan, dtype, width, (limits.host - vectors) // 2)
+    product = stack.enter_context(open_product(width, vectors + spill.fixed_bytes + spill.slot_bytes))
+
+    def make(shape: tuple[int, int], chunks: tuple[int, int]) -> Any:
+        return scratch_store(shape, dtype, chunks=chunks)
+
+    basis = stack.enter_context(SpilledBasis(spill, n, dtype, width, devices.cpu(), scope, make))
+    return Placed(replace(plan, basis_bytes=spill.fixed_bytes + spill.slot_bytes), basis, product)
