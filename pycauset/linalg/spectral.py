@@ -27,7 +27,9 @@ from pycauset.governor import Scope
 from pycauset.linalg.factorizations import cholesky
 from pycauset.linalg.operands import kernel_type
 from pycauset.linalg.operators import Called, Operator, operator
+from pycauset.linalg.products import matmul
 from pycauset.linalg.solving import cho_solve, solve_triangular
+from pycauset.linalg.stages import limited
 from pycauset.matrix import Matrix
 from pycauset.properties import Properties
 from pycauset.solver.products import Product
@@ -202,10 +204,13 @@ class Transformed:
 
     def down(self, x: Array) -> Array:
         """``Kᴴ x``."""
-        return x if self._factor is None else _plain(self._factor.H @ np.ascontiguousarray(x))
+        return x if self._factor is None else self._product(self._factor.H, x)
 
     def _times(self, x: Array) -> Array:
-        return x if self._factor is None else _plain(self._factor @ np.ascontiguousarray(x))
+        return x if self._factor is None else self._product(self._factor, x)
+
+    def _product(self, k: Matrix, x: Array) -> Array:
+        return _plain(matmul(k, np.ascontiguousarray(x), progress=False, **self._limits))
 
     def _up(self, x: Array, trans: str) -> Array:
         """``K⁻¹ x`` or ``K⁻ᴴ x``."""
@@ -232,7 +237,8 @@ class Transformed:
 
         second = eye(p.a.shape[0], dtype=matrix.dtype) if p.m is None else p.m.elements("M", self._scope, self._stack)
         # Whatever is claimed of A need not hold of the difference.
-        shifted = matrix - p.sigma * second if p.sigma else Matrix._of_store(matrix.store, matrix.op)
+        with limited(self._limits["memory"]):
+            shifted = matrix - p.sigma * second if p.sigma else Matrix._of_store(matrix.store, matrix.op)
         shifted.properties = Properties(shifted.shape, shifted.dtype, 0)
         return self._definite(shifted)
 
@@ -245,7 +251,9 @@ class Transformed:
                 factor = cholesky(shifted, progress=self._progress, **self._limits)
             except NotPositiveDefiniteError:
                 sign = -1.0
-                factor = cholesky(-shifted, progress=self._progress, **self._limits)
+                with limited(self._limits["memory"]):
+                    negative = -shifted
+                factor = cholesky(negative, progress=self._progress, **self._limits)
         except (NonFiniteError, NotPositiveDefiniteError) as error:
             p.a.look("A")
             if p.m is not None:

@@ -94,6 +94,37 @@ def test_operators_and_sparse_matrices() -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("form", ["disk", "sparse", "operator"])
+@pytest.mark.parametrize("name", ["clustered", "degenerate", "graded"])
+def test_hard_values(tmp_path: Path, name: str, form: str, dtype: str) -> None:
+    rng = np.random.default_rng()
+    values = {
+        "clustered": np.concatenate([2 + 1e-6 * np.arange(4), rng.uniform(0, 1, 66)]),
+        "degenerate": np.concatenate([[2.0] * 3, [1.5] * 2, rng.uniform(0, 1, 65)]),
+        "graded": np.logspace(0, -10, 70),
+    }[name]
+    a = with_values(values, (110, 70), dtype, rng)
+    operand = {"disk": lambda: on_disk(a, tmp_path / "a.zarr"), "sparse": lambda: scipy.sparse.csr_matrix(a)}.get(
+        form, lambda: aslinearoperator(a)
+    )()
+    u, s, vh = svds(operand, K, block_size=4)
+    eps = float(np.finfo(dtype).eps)
+    np.testing.assert_allclose(s, np.sort(values)[-K:], atol=500 * eps * values.max())
+    # What lies below the largest loses as much as AᴴA does.
+    assert ratio(a, u, s, vh) < 5000 * values.max() / s.min()
+    np.testing.assert_allclose(u.conj().T @ u, np.eye(K), atol=1000 * eps)
+
+
+def test_starting_vectors_drawn_by_the_caller() -> None:
+    a = np.random.default_rng().standard_normal((120, 90))
+    same = [svds(a, 3, **given)[0] for given in ({"rng": 5}, {"random_state": 5}, {"rng": np.random.default_rng(5)})]
+    assert np.array_equal(same[0], same[1])
+    assert np.array_equal(same[0], same[2])
+    assert not np.array_equal(same[0], svds(a, 3, rng=6)[0])
+    np.testing.assert_allclose(svds(a, 3, 40, 0, "LM", None, None, False, "arpack"), np.linalg.svd(a)[1][2::-1])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(140, 70), (70, 140)])
 def test_randomized(tmp_path: Path, dtype: str, shape: tuple[int, int]) -> None:
     rng = np.random.default_rng()
