@@ -133,16 +133,17 @@ def choose(operation: BlockedOperation) -> tuple[Route, tuple[Route, ...], Limit
 
 
 def _enough(operation: BlockedOperation) -> str:
-    """The least ``memory=`` that has a way through, in words; empty if it is another limit that is too small."""
+    """A ``memory=`` that has a way through, in words; empty if it is another limit that is too small."""
     memory = named_limit(operation.memory, "memory")
     if memory is None:
         return ""
     largest = max(store.nbytes for store in operation.driver.stores)
 
     def works(limit: int) -> bool:
-        # With more memory a result may lie in RAM, and count.
+        # With more memory a result may lie in RAM, and count; on disk it has larger chunks: a few take a quarter at most.
         results = {operation.result_bytes, largest if 2 * largest <= limit else 0}
-        return not any(routes(replace(operation, memory=limit, result_bytes=size))[0][0].refused for size in results)
+        room = limit - limit // 4
+        return not any(routes(replace(operation, memory=room, result_bytes=size))[0][0].refused for size in results)
 
     least = least_memory(memory, works)
     return f"; memory={least!r} is enough for {operation.name}" if least else ""

@@ -242,9 +242,10 @@ def test_what_cannot_be_overwritten(tmp_path: Path) -> None:
 def test_limits_that_are_too_small_come_with_one_that_is_not(tmp_path: Path, out: str | None) -> None:
     rng = np.random.default_rng()
     a = spd(300, "float64", rng)
-    matrix = on_disk(a, tmp_path / "a.zarr")
-    factor = on_disk(np.linalg.cholesky(a), tmp_path / "l.zarr")
-    b = on_disk(rng.standard_normal((300, 300)), tmp_path / "b.zarr")
+    chunks = (300, 300)
+    matrix = on_disk(a, tmp_path / "a.zarr", chunks=chunks)
+    factor = on_disk(np.linalg.cholesky(a), tmp_path / "l.zarr", chunks=chunks)
+    b = on_disk(rng.standard_normal((300, 300)), tmp_path / "b.zarr", chunks=chunks)
     calls: list[Any] = [
         lambda **options: cholesky(matrix, **options),
         lambda **options: solve_triangular(factor, b, lower=True, **options),
