@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from types import TracebackType
 from typing import Any, Final
 
 import numpy as np
@@ -137,6 +138,20 @@ def _shift(name: str, sigma: Any, hermitian: bool) -> float | complex:
     return shift if shift.imag else shift.real
 
 
+class _Around(Called):
+    """A product with another one inside, which closes with it."""
+
+    def __init__(self, of: Operator, inner: Product, call: Callable[[Array], Array]) -> None:
+        super().__init__(of, call, of.dtype)
+        self._inner = inner
+
+    def close(self) -> None:
+        self._inner.close()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._inner.__exit__(kind, error, trace)
+
+
 class Transformed:
     """The problem that is iterated on: its product, and the way back to pairs of the original.
 
@@ -164,7 +179,9 @@ class Transformed:
     def __init__(self, pencil: Pencil, scope: Scope, stack: ExitStack, memory: Any, gpu_memory: Any, progress: Any) -> None:
         self.pencil = p = pencil
         self._scope, self._stack = scope, stack
-        self._limits: dict[str, Any] = {"memory": named_limit(memory, "memory"), "gpu_memory": gpu_memory}
+        stack.callback(self._forget)
+        self._memory = named_limit(memory, "memory")
+        self._limits: dict[str, Any] = {"memory": self._memory, "gpu_memory": gpu_memory}
         self._progress = progress
         self._factor: Matrix | None = None
         inner, what = (p.a, "A") if p.mode == "buckling" else (p.m, "M")
@@ -175,23 +192,23 @@ class Transformed:
     def open(self, width: int, taken: int, limits: Limits) -> Product:
         """The product, for blocks of up to ``width`` vectors, when ``taken`` bytes of the limit are used up."""
         p, solve = self.pencil, self._solve
-        if self._limits["memory"] is not None:  # half of the rest for solves, half for products
-            self._limits["memory"] = max(1, (self._limits["memory"] - taken) // 2)
+        if self._memory is not None:  # half of the rest for solves, half for products
+            self._limits["memory"] = max(1, (self._memory - taken) // 2)
         taken += (limits.host - taken) // 2
 
         def multiply(by: Operator) -> Product:
-            product = by.product(width, limits, self._scope, mirror=by.mirror(p.hermitian), taken=taken)
-            self._stack.push(product)
-            return product
+            return by.product(width, limits, self._scope, mirror=by.mirror(p.hermitian), taken=taken)
 
         if solve is None:
             a = multiply(p.a)
             if p.minv is not None:
-                return Called(p.a, lambda x: np.asarray(p.minv @ a(x)), p.a.dtype)
-            return Called(p.a, lambda y: self._up(a(self._up(y, "C")), "N"), p.a.dtype)
+                return _Around(p.a, a, lambda x: np.asarray(p.minv @ a(x)))
+            return _Around(p.a, a, lambda y: self._up(a(self._up(y, "C")), "N"))
+        if not p.hermitian and p.m is not None:
+            m = multiply(replace(p.m, dtype=p.a.dtype))
+            return _Around(p.a, m, lambda x: solve(m(x)))
         if not p.hermitian:
-            m = None if p.m is None else multiply(replace(p.m, dtype=p.a.dtype))
-            return Called(p.a, solve if m is None else lambda x: solve(m(x)), p.a.dtype)
+            return Called(p.a, solve, p.a.dtype)
         if p.mode == "cayley":
             return Called(p.a, lambda y: y + 2 * p.sigma * self.down(solve(self._times(y))), p.a.dtype)
         return Called(p.a, lambda y: self.down(solve(self._times(y))), p.a.dtype)
@@ -199,6 +216,10 @@ class Transformed:
     def back(self, values: Array, vectors: Array) -> tuple[Array, Array]:
         """Eigenvalues and eigenvectors of the original problem."""
         return self.pencil.values(values), self._up(vectors, "C")
+
+    def _forget(self) -> None:
+        """Let the factors go with their last product: functions that know them know this object, too."""
+        self._factor = self._solve = None
 
     # -- with the factor K --------------------------------------------------------------------------------------------
 

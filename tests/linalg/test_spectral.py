@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from scipy.sparse.linalg import eigs as scipy_eigs
 from scipy.sparse.linalg import eigsh as scipy_eigsh
 
 import pycauset
+from pycauset import devices
+from pycauset.governor import governor
 from pycauset.linalg import eigs, eigsh
 from tests.linalg.cases import DTYPES, on_disk, random, spd
 
@@ -208,3 +211,20 @@ def test_limits_hold_for_factors_and_products(tmp_path: Path) -> None:
     np.testing.assert_allclose(eigsh(operands[0], 3, operands[1], memory="8MB", return_eigenvectors=False), exact[-3:], rtol=1e-9)
     near = eigsh(operands[0], 3, operands[1], 0.0, memory="8MB", return_eigenvectors=False)
     np.testing.assert_allclose(near, exact[:3], rtol=1e-9)
+
+
+@pytest.mark.parametrize("sigma", [None, 0.0])
+def test_what_was_held_is_given_back(tmp_path: Path, sigma: float | None) -> None:
+    gc.disable()  # nothing waits for the collector
+    rng = np.random.default_rng()
+    a, m = hermitian(400, "float64", rng), spd(400, "float64", rng) / 400
+    operands = on_disk(a, tmp_path / "a.zarr"), on_disk(m, tmp_path / "m.zarr")
+    before = governor().in_use("host") - devices.kept_host_bytes()
+    try:
+        w = eigsh(operands[0], 3, operands[1], sigma, ncv=300, memory="8MB", return_eigenvectors=False)
+        held = governor().in_use("host") - devices.kept_host_bytes()
+    finally:
+        gc.enable()
+    exact = scipy.linalg.eigh(a, m, eigvals_only=True)
+    np.testing.assert_allclose(w, exact[-3:] if sigma is None else exact[:3], rtol=1e-9)
+    assert held == before
