@@ -13,6 +13,7 @@ from pycauset.errors import ConfigError, NotConvergedError
 from pycauset.linalg.convergence import watched
 from pycauset.linalg.krylov import EigenStatistics, Request, check_residuals, pairs, pairs_residuals
 from pycauset.linalg.operators import Operator, operator, seeded_start
+from pycauset.linalg.results import check_options
 from pycauset.linalg.spectral import Pencil, Transformed, pencil
 from pycauset.linalg.whole import pairs_by_lapack
 from pycauset.solver.products import Product
@@ -46,6 +47,7 @@ def eigsh(
     memory: int | float | str | None = None,
     gpu_memory: int | float | str | None = None,
     progress: Any = None,
+    resume: Any = True,
 ) -> Any:
     """Find k eigenvalues and eigenvectors of a symmetric (Hermitian) matrix: ``A x = λ x``, or ``A x = λ M x``.
 
@@ -89,7 +91,8 @@ def eigsh(
     rng : int or numpy.random.Generator, optional
         Draws the starting vector, if there is no v0. By default it is the same in each run.
     block_size : int, optional
-        Vectors that each pass over A multiplies. An eigenvalue that is repeated more often than that may be found less often.
+        Vectors that each pass over A multiplies. Copies of an eigenvalue that is repeated more
+        often than that are looked for in further passes.
     check : bool
         Compare A with its transpose first, in one more pass.
     return_stats, return_history : bool
@@ -99,6 +102,10 @@ def eigsh(
     progress : bool or callable, optional
         As in `matmul`: a bar with passes, converged pairs and the present residual; a callable gets the number of converged pairs
         and k after each pass.
+    resume : bool or "restart"
+        With a matrix on disk (and without M and sigma), work of more than some seconds leaves a checkpoint at each restart, in
+        the folder of the setting ``scratch`` or ``home``. True goes on from there if the same call was interrupted, to the same
+        bits; ``"restart"`` removes the checkpoint and starts over; False neither reads nor writes any.
 
     Returns
     -------
@@ -137,6 +144,8 @@ def eigsh(
     v0 = seeded_start(name, a.shape[0], v0, rng)
     options = {"tol": tol, "maxiter": maxiter, "ncv": ncv, "block_size": block_size, "v0": v0}
     request = Request.of(name, a.shape[0], k, which, HERMITIAN, a.dtype, **options)
+    check_options(None, resume)
+    request.resume = resume
     if check:
         a.check_hermitian(operation_limits(memory, gpu_memory).memory)
     values, vectors, stats = _find(request, "hermitian", a, changed, memory, gpu_memory, progress)
@@ -166,6 +175,7 @@ def eigs(
     memory: int | float | str | None = None,
     gpu_memory: int | float | str | None = None,
     progress: Any = None,
+    resume: Any = True,
 ) -> Any:
     """Find k eigenvalues and right eigenvectors of a general square matrix: ``A x = λ x``, or ``A x = λ M x``.
 
@@ -175,7 +185,8 @@ def eigs(
 
     Parameters
     ----------
-    A, k, v0, ncv, maxiter, tol, return_eigenvectors, rng, block_size, return_stats, return_history, memory, gpu_memory, progress
+    A, k, v0, ncv, maxiter, tol, return_eigenvectors, rng, block_size, return_stats, return_history, memory, gpu_memory
+    progress, resume
         As in `eigsh`.
     M : Matrix, array_like or sparse matrix (n, n), or path, optional
         Hermitian positive definite, factored by `cholesky`. With ``Minv`` or ``sigma`` any matrix, or a LinearOperator.
@@ -225,6 +236,8 @@ def eigs(
     v0 = seeded_start(name, a.shape[0], v0, rng)
     options = {"tol": tol, "maxiter": maxiter, "ncv": ncv, "block_size": block_size, "v0": v0}
     request = Request.of(name, a.shape[0], k, which, GENERAL, a.dtype, **options)
+    check_options(None, resume)
+    request.resume = resume
     skew = a.mirror(False) == "skew" and a.dtype.kind != "c" and sigma is None and Minv is None
     values, vectors, stats = _find(request, "skew" if skew else "general", a, changed, memory, gpu_memory, progress)
     order = np.arange(len(values))
@@ -253,6 +266,7 @@ def _find(
                 return changed.open(width, taken, limits)
             return a.product(width, limits, scope, mirror=mirror, taken=taken)
 
+        request.origin = a.origin(mirror) if changed is None else None
         costly = a.passes_cost(limits) or changed is not None
         machine, ritz, product = pairs(request, kind, open_product, limits, scope, stack, passes_cost=costly)
         count = min(request.k, len(ritz.values))
@@ -267,6 +281,7 @@ def _find(
             if changed is not None:
                 error.eigenvalues, error.eigenvectors = changed.back(error.eigenvalues, error.eigenvectors)
             raise
+        request.finished()
         return (*(changed.back(values, vectors) if changed is not None else (values, vectors)), stats)
 
 
@@ -282,6 +297,7 @@ def _statistics(machine: Any, product: Product, residuals: Array) -> EigenStatis
         residuals,
         tuple(machine.history),
         machine.basis.sweeps,
+        machine.begun.passes if machine.begun is not None else 0,
     )
 
 

@@ -14,9 +14,12 @@ from pycauset.drivers.arnoldi import ArnoldiDriver, Progress
 from pycauset.drivers.ritz import Ritz
 from pycauset.errors import ConfigError, NotConvergedError, ShapeError
 from pycauset.governor import Scope
-from pycauset.linalg.placing import Sizes, place
+from pycauset.linalg.checkpoint import Checkpoint
+from pycauset.linalg.placing import Placed, Sizes, place
 from pycauset.solver.products import Product, drive
 from pycauset.solver.run import Limits
+from pycauset.storage.direct import crc32c
+from pycauset.storage.identity import versions
 
 __all__ = ["EigenStatistics", "Request", "pairs", "pairs_residuals"]
 
@@ -43,6 +46,8 @@ class EigenStatistics:
         ``‖A x - λ x‖₂`` of each returned pair, measured by the last pass.
     sweeps : int
         Times that the basis was read from disk; 0 where it lay in RAM.
+    reused : int
+        Passes that an interrupted run had made, of those counted in ``passes``.
     history : tuple of Progress
         One entry for each test of convergence, with ``return_history=True``.
     """
@@ -57,6 +62,7 @@ class EigenStatistics:
     residuals: Array
     history: tuple[Progress, ...] = ()
     sweeps: int = 0
+    reused: int = 0
 
 
 @dataclass(slots=True)
@@ -73,6 +79,10 @@ class Request:
     ncv: int | None
     block: int | None
     start: Array | None
+    resume: Any = True
+    #: Who the operand is; None if an interrupted run cannot be taken up.
+    origin: dict[str, Any] | None = None
+    checkpoint: Checkpoint | None = None
     progress: Callable[[ArnoldiDriver], object] | None = None
 
     @classmethod
@@ -134,6 +144,11 @@ class Request:
             start,
         )
 
+    def finished(self) -> None:
+        """The result is there: nothing has to be taken up."""
+        if self.checkpoint is not None:
+            self.checkpoint.remove()
+
     @property
     def small(self) -> bool:
         """Whether LAPACK on the whole matrix takes less than an iteration would, or nothing else can give so many pairs."""
@@ -187,6 +202,7 @@ def pairs(
     machine = ArnoldiDriver(
         plan, placed.basis, kind, request.which, request.tol, request.maxiter, start=request.start, scale=scale
     )
+    _keep_checkpoints(request, kind, placed, machine)
     tell = request.progress
 
     def multiply(x: Array) -> Array:
@@ -198,6 +214,29 @@ def pairs(
     if tell is not None:
         tell(machine)
     return machine, ritz, product
+
+
+def _keep_checkpoints(request: Request, kind: str, placed: Placed, machine: ArnoldiDriver) -> None:
+    """Take up what an interrupted run left, and write checkpoints from now on; for operands that can be known again."""
+    if request.origin is None or request.resume is False:
+        return
+    plan, basis, product = placed.plan, placed.basis, placed.product
+    start = request.start
+    asked = {
+        **request.origin,
+        "problem": [request.name, kind, request.which, request.n, request.k, request.dtype.name, request.tol],
+        "start": None if start is None else [crc32c(np.ascontiguousarray(start)), list(start.shape)],
+        # Whatever changes the order of sums.
+        "plan": [plan.block, plan.ncv, getattr(getattr(basis, "plan", None), "rows", 0)],
+        "product": [type(product).__name__, list(getattr(getattr(product, "plan", None), "tile", ()))],
+        "versions": versions(),
+    }
+    checkpoint = request.checkpoint = Checkpoint(asked, request.resume)
+    found = checkpoint.load(basis)
+    if found is not None:
+        machine.begun, product.columns = found
+        product.passes = machine.begun.passes  # every second pass runs backwards
+    machine.on_restart = lambda begun: checkpoint.save(begun, basis, product.columns, plan.block)
 
 
 def pairs_residuals(product: Callable[[Array], Array], values: Array, vectors: Array, dtype: np.dtype[Any]) -> Array:

@@ -68,6 +68,15 @@ class Operator:
                 return found
         return None
 
+    def origin(self, mirror: str | None) -> dict[str, Any] | None:
+        """Who the operand is, for work that goes on after an interruption; None unless it lies on disk."""
+        a = self.matrix
+        if a is None or a.store.path is None or in_memory(a.store) is not None:
+            return None
+        from pycauset.linalg.results import request_of
+
+        return request_of(self.name, {"mirror": mirror}, {"a": (a.store, a.op)})
+
     def product(
         self, width: int, limits: Limits, scope: Scope, *, mirror: str | None = None, gram: str = "", taken: int = 0
     ) -> Product:

@@ -12,6 +12,7 @@ from pycauset.errors import ConfigError, NotConvergedError
 from pycauset.linalg.convergence import watched
 from pycauset.linalg.krylov import EigenStatistics, Request, pairs
 from pycauset.linalg.operators import Operator, operator, seeded_start
+from pycauset.linalg.results import check_options
 from pycauset.progress import reporter
 from pycauset.solver.products import Product
 from pycauset.solver.run import clean_stop, operation_limits
@@ -41,6 +42,7 @@ def svds(
     memory: int | float | str | None = None,
     gpu_memory: int | float | str | None = None,
     progress: Any = None,
+    resume: Any = True,
 ) -> Any:
     """Find the k largest or smallest singular values of a matrix, with their vectors: ``A v = s u``.
 
@@ -68,7 +70,7 @@ def svds(
         Draws the starting vector, if there is no v0. One argument with SciPy's two names.
     options : optional
         Must be empty, as in SciPy.
-    ncv, maxiter, block_size, return_stats, return_history, memory, gpu_memory, progress
+    ncv, maxiter, block_size, return_stats, return_history, memory, gpu_memory, progress, resume
         As in `eigsh`.
 
     Returns
@@ -104,6 +106,8 @@ def svds(
     v0 = seeded_start(name, order, v0, random_state if rng is None else rng)
     numbers = {"tol": tol, "maxiter": maxiter, "ncv": ncv, "block_size": block_size, "v0": v0}
     request = Request.of(name, order, k, which, ("LM", "SM"), a.dtype, **numbers)
+    check_options(None, resume)
+    request.resume = resume
     with clean_stop(), watched(progress, name, request.k) as request.progress:
         u, s, vh, stats = _by_lapack(request, a, memory) if request.small else _iterate(request, a, tol == 0, memory, gpu_memory)
     stats = stats if return_history else replace(stats, history=())
@@ -131,7 +135,7 @@ def _iterate(
         def open_product(width: int, taken: int) -> Product:
             return a.product(width, limits, scope, gram=_gram(a), taken=taken)
 
-        wanted = replace(request, which="LA" if request.which == "LM" else "SA")
+        wanted = replace(request, which="LA" if request.which == "LM" else "SA", origin=a.origin(None))
         machine, ritz, product = pairs(
             wanted, "hermitian", open_product, limits, scope, stack, passes_cost=a.passes_cost(limits), scale=scale
         )
@@ -149,6 +153,7 @@ def _iterate(
             residuals,
             tuple(machine.history),
             machine.basis.sweeps,
+            machine.begun.passes if machine.begun is not None else 0,
         )
     floor = 10 * eps * max(a.shape) ** 0.5
     allowed = np.full(len(s), max(tol, floor) * norm)
@@ -164,6 +169,7 @@ def _iterate(
             eigenvectors=vh[good].conj().T,
             statistics=stats,
         )
+    wanted.finished()
     return u, s, vh, stats
 
 
