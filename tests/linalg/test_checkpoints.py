@@ -108,6 +108,17 @@ def test_restart_starts_over(tmp_path: Path, isolated: Path) -> None:
         eigsh(m, K, resume="yes")
 
 
+def test_work_that_ran_out_of_restarts_goes_on_with_more(tmp_path: Path, isolated: Path) -> None:
+    m = matrix("eigsh", "float64", tmp_path)
+    whole = eigsh(m, K, **OPTIONS)
+    with pytest.raises(errors.NotConvergedError):
+        eigsh(m, K, **OPTIONS, maxiter=2)
+    again = eigsh(m, K, **OPTIONS)
+    assert again[-1].reused > 0
+    np.testing.assert_array_equal(whole[1], again[1])
+    assert not files(isolated)
+
+
 @pytest.mark.parametrize("damage", ["data", "record", "cut", "empty"])
 def test_a_damaged_one_is_ignored_with_one_warning(tmp_path: Path, isolated: Path, damage: str) -> None:
     m = matrix("eigsh", "float64", tmp_path)
