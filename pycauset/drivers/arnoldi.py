@@ -236,7 +236,8 @@ class ArnoldiDriver:
 
     def _look(self, j: int, p: int) -> bool:
         """Whether a test of convergence is due: after each wide block, every few narrow ones."""
-        return j >= self.plan.k + max(self.plan.block, 4) and (p >= 4 or self.passes % (8 // p) == 0)
+        every = max(1, (4 if self.round else 8) // p)
+        return j >= self.plan.k + max(self.plan.block, 4) and self.passes % every == 0
 
     def _extract(self, j: int, p: int) -> Ritz:
         """Ritz pairs of the present basis, and how many of the wanted ones have converged."""

@@ -87,7 +87,7 @@ def plan_spill(plan: ArnoldiPlan, dtype: np.dtype[Any], width: int, room: int) -
     >>> plan = ArnoldiPlan(10**6, 8, 24, 480, 10**6 * 504 * 8)
     >>> spill = plan_spill(plan, np.dtype(float), 24, 10**9)
     >>> spill.rows * spill.block * 8, spill.slots
-    (4128768, 149)
+    (4128768, 144)
     """
     n, block, size = plan.n, plan.block, dtype.itemsize
     columns = ceil_div(plan.ncv, block) + 3
