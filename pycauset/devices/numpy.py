@@ -81,6 +81,7 @@ class NumpyDevice(Device):
     def device_slab(self, nbytes: int, scope: MemoryScope, owner: str) -> Slab:
         kept = self._kept.take(round_up(max(nbytes, 1), PAGE), scope)
         if kept is None:
+            self._kept.reclaim(nbytes)  # of other sizes: the process grows no further than its largest run
             slab = pageable_slab(nbytes, scope, owner)
         else:
             array, size, ticket = kept

@@ -158,8 +158,13 @@ class AsyncStreamer:
             self._stop()
         finally:
             self._memory.release()
-        if error is None and self._failure.error is not None:
-            raise self._failure.error
+        # Frames of the traceback hold this object: kept here, the error would stay, and the results that its frames hold.
+        failed, self._failure.error = self._failure.error, None
+        if error is None and failed is not None:
+            try:
+                raise failed
+            finally:
+                del failed
 
     def _stop(self) -> None:
         """Let every lane come to rest. After a failure what is queued is skipped, not run."""
@@ -451,9 +456,8 @@ class AsyncStreamer:
             self._on_progress(self._flops)
 
     def _raise(self) -> None:
-        error = self._failure.error
-        assert error is not None
-        raise error
+        assert self._failure.error is not None
+        raise self._failure.error
 
 
 def has_no_chunks(store: TileStore) -> bool:

@@ -52,12 +52,25 @@ def test_the_next_run_gets_the_same_memory(device, held):
     assert device.kept_bytes == SIZE
 
 
-def test_what_is_too_small_or_much_too_large_stays(device, held):
+def test_what_is_too_small_or_much_too_large_makes_room(device, held):
     first = slab(device, held)
     assert slab(device, held, 2 * SIZE) != first
-    assert device.kept_bytes == 3 * SIZE
-    assert slab(device, held, SIZE // 2) != first
-    assert slab(device, held) == first
+    assert device.kept_bytes == 2 * SIZE
+    slab(device, held, SIZE // 2)
+    assert device.kept_bytes == SIZE // 2
+
+
+def test_slots_of_one_run_stay_together(device, held):
+    sizes = (SIZE, 2 * SIZE, SIZE // 2)
+    addresses = []
+    for _ in range(2):
+        with held.scope(owner="a run") as scope:
+            slabs = [device.device_slab(size, scope, "slots") for size in sizes]
+            addresses.append([one.address for one in slabs])
+            for one in slabs:
+                one.release()
+    assert addresses[0] == addresses[1]
+    assert device.kept_bytes == sum(sizes)
 
 
 def test_kept_memory_counts_under_the_limit_of_the_run_that_takes_it(device, held):
@@ -72,9 +85,11 @@ def test_kept_memory_counts_under_the_limit_of_the_run_that_takes_it(device, hel
 
 def test_the_governor_gets_it_back(device, held):
     before = held.in_use("host")
-    slab(device, held)
-    slab(device, held, 2 * SIZE)
+    with held.scope(owner="a run") as scope:
+        for one in [device.device_slab(size, scope, "slots") for size in (SIZE, 2 * SIZE)]:
+            one.release()
     assert device.reclaim("device", SIZE) == 0
+    assert device.kept_bytes == 3 * SIZE
     assert held.reclaim("host", 1) >= SIZE
     assert device.kept_bytes == 2 * SIZE
     held.reclaim("host")
