@@ -193,14 +193,14 @@ class Stages:
         """Remove the folder; the file that tells whose it is goes last."""
         assert self._folder is not None
         marks = [self._folder / name for name in (_REQUEST, _DONE)]
-        if any(mark.exists() for mark in marks):
-            with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):
+            if any(mark.exists() for mark in marks):
                 for entry in self._folder.iterdir():
                     if entry not in marks:
                         shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
                 for mark in marks:
                     mark.unlink(missing_ok=True)
-                self._folder.rmdir()
+            self._folder.rmdir()  # an empty one is what a kill left of it; one with somebody else's files stays
 
     def __enter__(self) -> Self:
         return self

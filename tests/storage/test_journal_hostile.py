@@ -240,7 +240,7 @@ def test_a_driver_takes_its_own_plans_and_no_others(tmp_path: Path, device: Any,
         n, m = (int(size) for size in rng.integers(2, 150, 2))
         out = create_store(tmp_path / f"{trial}.zarr", (n, m if kind == "solve" else n), dtype, chunks=(16, 16))
         driver = driver_of(kind, as_store(rng.standard_normal((n, n)).astype(dtype)), out)
-        limits = MatmulLimits(int(rng.integers(14, 200)) * 4096, int(rng.integers(8, 100)) << 18)
+        limits = MatmulLimits(int(rng.integers(14, 200)) * 4096, int(rng.integers(40, 100)) << 18)
         plan = driver.plan(device, limits, Rates(PROFILE, device.kind, dtype))
         plan = type(plan).from_json(json.loads(json.dumps(plan.to_json())))
         high, wide = (min(side, size) for side, size in zip(plan.tile, out.shape, strict=True))
