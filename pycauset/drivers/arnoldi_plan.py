@@ -62,13 +62,13 @@ def plan_arnoldi(
     Examples
     --------
     >>> plan_arnoldi(12288, 8, np.dtype(float), passes_cost=True)
-    ArnoldiPlan(n=12288, k=8, block=24, ncv=480, basis_bytes=49545216)
+    ArnoldiPlan(n=12288, k=8, block=16, ncv=320, basis_bytes=33030144)
     >>> plan_arnoldi(12288, 8, np.dtype(float), passes_cost=False).block
     1
     """
     if block is None:
         narrow = 1 if n > 4000 else min(4, k + 1)
-        block = min(32, max(24, ceil_div(k, 8) * 8), max(narrow, n // 8)) if passes_cost else narrow
+        block = min(32, max(16, ceil_div(k, 8) * 8), max(narrow, n // 8)) if passes_cost else narrow
     block = max(1, min(block, n))
     if ncv is None:
         ncv = max(20 * block, 3 * k + 2 * block) if passes_cost else max(2 * k + 4 * block, 40)
