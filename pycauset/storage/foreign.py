@@ -73,6 +73,8 @@ class ForeignStore(TileStore):
         self._lock: AbstractContextManager[Any] = _lock_of(array, self._kind)
         self._write_lock = threading.Lock()
         self._place, self.path = _where(array, self._kind)
+        #: The file that holds the array beside others, for an HDF5 dataset.
+        self.container = os.path.realpath(array.file.filename) if self._kind == "h5py" else None
         self.writable = hasattr(array, "__setitem__") and not _read_only(array, self._kind)
         self._folder = HeldFolder(os.fspath(self.path)) if self.path is not None and self.path.is_dir() else None
         inode = self._folder.inode if self._folder is not None else ()

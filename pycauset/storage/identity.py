@@ -41,8 +41,8 @@ def operand_identity(store: TileStore, *, checksum: int | None = None) -> dict[s
     """What tells an operand from another one, or from itself after a change.
 
     A native store or a ``.npy`` file is known by its path and its metadata's generation, length and time; an array in RAM by a
-    checksum of all its elements (10 GB/s), unless ``checksum`` is given; anything else (a function, another library's
-    array) by a checksum of nine small rectangles of it.
+    checksum of all its elements (10 GB/s), unless ``checksum`` is given; an HDF5 dataset by its file's length and time; anything
+    else (a function, another library's array) by a checksum of nine small rectangles of it.
 
     Parameters
     ----------
@@ -81,6 +81,9 @@ def operand_identity(store: TileStore, *, checksum: int | None = None) -> dict[s
     elif store.path is not None and store.path.is_file():
         identity["file"] = _file(os.fspath(store.path))
     else:
+        container = getattr(store, "container", None)
+        if container is not None and os.path.isfile(container):
+            identity["file"] = [container, *_file(container)]
         identity["sample"] = f"{_sample(store):08x}"
     return identity
 

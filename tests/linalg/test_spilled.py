@@ -42,8 +42,9 @@ def graded(dtype: str, rng: np.random.Generator) -> np.ndarray:
     return (x + np.diag(9 * np.linspace(0, 1, N) ** 99)).astype(dtype)
 
 
-@pytest.mark.parametrize("dtype", ["float64", "complex128"])
-@pytest.mark.parametrize("what", ["eigsh", "eigs", "svds"])
+@pytest.mark.parametrize(
+    ("what", "dtype"), [("eigsh", "float64"), ("eigsh", "complex128"), ("eigs", "float64"), ("svds", "complex128")]
+)
 def test_the_basis_goes_to_disk(tmp_path: Path, isolated: Path, what: str, dtype: str) -> None:
     rng = np.random.default_rng()
     x = graded(dtype, rng)

@@ -18,6 +18,7 @@ from pycauset.errors import CorruptTileError, DtypeError, ShapeError, StoreError
 from pycauset.operations import copy_into
 from pycauset.storage import ForeignStore, TileStore, ZarrStore, as_store, create_store, open_store
 from pycauset.storage import foreign as foreign_module
+from pycauset.storage.identity import operand_identity
 from pycauset.tiling import Rect
 
 A = np.random.default_rng(7).standard_normal((37, 53))
@@ -344,3 +345,21 @@ def test_nothing_is_kept_between_operations_or_over_a_write(tmp_path: Path) -> N
             assert contents(store, Rect(1, 2, 0, 1)) == A[1, 0]
             store.write(Rect(1, 2, 0, 1), np.full((1, 1), 7.0))
             assert contents(store, Rect(1, 2, 0, 1)) == 7.0
+
+
+def test_a_change_anywhere_in_an_hdf5_file_shows(tmp_path: Path) -> None:
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["a"] = np.random.default_rng().standard_normal((1000, 1000))
+
+    def identity() -> dict[str, object]:
+        with h5py.File(tmp_path / "a.h5", "r") as file:
+            return operand_identity(as_store(file["a"]))
+
+    before = identity()
+    assert identity() == before
+    with h5py.File(tmp_path / "a.h5", "r+") as file:
+        file["a"][301, 299] += 1.0  # none of the samples
+    after = identity()
+    assert after["sample"] == before["sample"]
+    assert after["file"] != before["file"]
