@@ -137,7 +137,7 @@ class _Steps:
         source, part = stored(self.a), "lower" if lower else "upper"
         factor = self._result(self.a.shape, chunks_like(source, self.a.shape, self.dtype, self.limit), part, last)
         driver = CholeskyDriver(source, factor, self.dtype, lower=lower)
-        return self._step("cholesky", driver, factor, part, self._flops(1 / 3), 0.75, last), factor
+        return self._step("cholesky", driver, factor, part, self._flops(1 / 3), last), factor
 
     def _substitution(self, triangle: Triangle, solution: TileStore | None = None) -> tuple[SolverPlan, TileStore]:
         """From the right-hand sides, or in the place of a ``solution`` of another triangle."""
@@ -161,9 +161,9 @@ class _Steps:
             check=origin is not None,
         )
         held = in_memory(triangle.store)
-        direct = 0.85 if held is not None and takes_rows(held, self.dtype) else 0.0
+        direct = held is not None and takes_rows(held, self.dtype)
         flops = (4.0 if self.dtype.kind == "c" else 1.0) * self.a.shape[0] ** 2 * shape[1]
-        return self._step("solve_triangular", driver, solution, "full", flops, direct, True, float(min(shape))), solution
+        return self._step("solve_triangular", driver, solution, "full", flops, True, direct=direct), solution
 
     def _inverse(self, triangle: TileStore, uplo: str, *, last: bool) -> tuple[SolverPlan, TileStore]:
         from pycauset.drivers.triangular import TriangularInverseDriver
@@ -173,7 +173,7 @@ class _Steps:
         inverse = self._result(self.a.shape, chunks_like(triangle, self.a.shape, self.dtype, self.limit), part, last)
         unit = last and known(self.a._flags(), "has_unit_diagonal") is True
         driver = TriangularInverseDriver(triangle, inverse, self.dtype, uplo=uplo, unit=unit)
-        return self._step("inv", driver, inverse, part, self._flops(1 / 3), 0.6, last), inverse
+        return self._step("inv", driver, inverse, part, self._flops(1 / 3), last), inverse
 
     def _gram(self, inverse: TileStore, uplo: str) -> SolverPlan:
         from pycauset.drivers.triangular import TriangularGramDriver
@@ -181,7 +181,7 @@ class _Steps:
         structure = "hermitian" if self.dtype.kind == "c" else "symmetric"
         result = self._result(self.a.shape, chunks_like(self.a.store, self.a.shape, self.dtype, self.limit), structure, True)
         driver = TriangularGramDriver(inverse, result, self.dtype, uplo=uplo, op="H" if uplo == "L" else "N")
-        return self._step("inv", driver, result, structure, self._flops(1 / 3), 0.0, True)
+        return self._step("inv", driver, result, structure, self._flops(1 / 3), True, direct=False)
 
     def _flops(self, share: float) -> float:
         return (4.0 if self.dtype.kind == "c" else 1.0) * self.a.shape[0] ** 3 * share
@@ -201,21 +201,18 @@ class _Steps:
         result: TileStore,
         structure: str,
         flops: float,
-        efficiency: float,
         last: bool,
-        order: float = 0.0,
+        *,
+        direct: bool = True,
     ) -> SolverPlan:
-        """One step; ``efficiency`` is what LAPACK reaches in core, of a product's rate, 0 where it cannot take the operands."""
-        from pycauset.devices.audit import load_profile
-        from pycauset.solver.blocked import BlockedOperation
+        """One step; ``direct`` tells whether LAPACK can take the operands where the result lies in RAM."""
+        from pycauset.solver.blocked import BlockedOperation, in_core_seconds
         from pycauset.solver.factor import Layout
         from pycauset.solver.steps import solver_plan
 
         array = in_memory(result)
-        direct = array is not None and efficiency > 0
-        seconds = (
-            flops / (efficiency * load_profile().gemm_rate("cpu", self.dtype.name, order or self.a.shape[0])) if direct else 0.0
-        )
+        direct = direct and array is not None
+        seconds = in_core_seconds(name, flops, self.dtype, min(result.shape)) if direct else 0.0
         nbytes = result.nbytes if array is not None else 0
         memory = None if self.limit is None else max(1, self.limit - self.held)
         operation = BlockedOperation(

@@ -12,11 +12,11 @@ from numpy.typing import DTypeLike
 
 from pycauset.hardware.profile import HardwareProfile
 
-__all__ = ["Place", "Rates"]
+__all__ = ["FRACTIONS", "Place", "Rates"]
 
 #: Speed of other kernels as a fraction of gemm's, and the order from which it holds (below it falls in proportion; 0: it holds
 #: everywhere). From cuSOLVER's and cuBLAS's figures on an H200 and OpenBLAS's on two cores (benchmarks/results).
-_FRACTIONS: dict[str, dict[str, tuple[float, int]]] = {
+FRACTIONS: dict[str, dict[str, tuple[float, int]]] = {
     "cpu": {"potrf": (0.75, 0), "trsm": (0.85, 0), "rank_k": (0.95, 0), "trmm": (0.85, 0), "trtri": (0.6, 0)},
     "gpu": {"potrf": (0.55, 20000), "trsm": (0.7, 0), "rank_k": (0.85, 0), "trmm": (0.7, 0), "trtri": (0.4, 16000)},
 }
@@ -87,8 +87,8 @@ class Rates:
 
     def compute(self, flops: float, kernel: str = "gemm") -> float:
         """Seconds of one kernel of ``flops`` floating-point operations."""
-        if kernel in _FRACTIONS[self.kind]:
-            fraction, full = _FRACTIONS[self.kind][kernel]
+        if kernel in FRACTIONS[self.kind]:
+            fraction, full = FRACTIONS[self.kind][kernel]
             order: float = (3 * flops / (4 if self.dtype.kind == "c" else 1)) ** (1 / 3)
             return self.compute(flops / min(fraction, fraction * order / full if full else fraction))
         if flops <= 0:

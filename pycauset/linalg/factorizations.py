@@ -202,18 +202,15 @@ class _Cholesky:
             return factor
 
     def _run(self, source: TileStore, factor: TileStore, result_bytes: int, journal: Any, in_core: Any) -> Any:
-        from pycauset.devices.audit import load_profile
         from pycauset.drivers.cholesky import CholeskyDriver
-        from pycauset.solver.blocked import BlockedOperation, run
+        from pycauset.solver.blocked import BlockedOperation, in_core_seconds, run
 
         if not self.n:
             return None
         flops = (4.0 if self.dtype.kind == "c" else 1.0) * self.n**3 / 3
         if self.variant is not None or journal is not None:
             in_core = None
-        seconds = 0.0
-        if in_core is not None:
-            seconds = flops / (0.75 * load_profile().gemm_rate("cpu", self.dtype.name, float(self.n)))
+        seconds = in_core_seconds("cholesky", flops, self.dtype, self.n) if in_core is not None else 0.0
         driver = CholeskyDriver(source, factor, self.dtype, lower=self.lower, variant=self.variant, journal=journal)
         operation = BlockedOperation(
             "cholesky",

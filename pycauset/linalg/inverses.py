@@ -169,9 +169,8 @@ def _triangular_inverse(
 
 def _invert(source: TileStore, result: Result, uplo: str, unit: bool, dtype: np.dtype[Any], limits: dict[str, Any]) -> int:
     """Run the inverse; the side of the tiles."""
-    from pycauset.devices.audit import load_profile
     from pycauset.drivers.triangular import TriangularInverseDriver
-    from pycauset.solver.blocked import BlockedOperation, run
+    from pycauset.solver.blocked import BlockedOperation, in_core_seconds, run
 
     n = source.shape[0]
     target = in_memory(result.store)
@@ -191,7 +190,7 @@ def _invert(source: TileStore, result: Result, uplo: str, unit: bool, dtype: np.
         in_core = whole
 
     flops = (4.0 if dtype.kind == "c" else 1.0) * n**3 / 3
-    seconds = flops / (0.6 * load_profile().gemm_rate("cpu", dtype.name, float(n))) if in_core is not None else 0.0
+    seconds = in_core_seconds("inv", flops, dtype, n) if in_core is not None else 0.0
     driver = TriangularInverseDriver(source, result.store, dtype, uplo=uplo, unit=unit, journal=result.journal)
     operation = BlockedOperation(
         "inv", driver, flops, limits["memory"], limits["gpu_memory"], result.nbytes, limits["progress"], in_core, seconds

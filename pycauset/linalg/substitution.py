@@ -186,12 +186,11 @@ def substitute(
             whole()
             return
         in_core = whole
-    from pycauset.devices.audit import load_profile
     from pycauset.drivers.triangular import TriangularSolveDriver
-    from pycauset.solver.blocked import BlockedOperation, run
+    from pycauset.solver.blocked import BlockedOperation, in_core_seconds, run
 
     flops = (4.0 if dtype.kind == "c" else 1.0) * n * n * m
-    seconds = flops / (0.85 * load_profile().gemm_rate("cpu", dtype.name, float(min(n, m)))) if in_core is not None else 0.0
+    seconds = in_core_seconds("solve_triangular", flops, dtype, min(n, m)) if in_core is not None else 0.0
     driver = TriangularSolveDriver(
         triangle.store,
         x,

@@ -16,6 +16,7 @@ import numpy as np
 from pycauset import config, devices
 from pycauset.devices.audit import load_profile
 from pycauset.devices.base import Device
+from pycauset.devices.rates import FRACTIONS
 from pycauset.drivers.blocked import BlockedPlan
 from pycauset.errors import BackendError, DeviceError, MemoryLimitError, PycausetWarning
 from pycauset.solver.routes import Route, _refuse, _streamed
@@ -29,7 +30,10 @@ from pycauset.solver.run import (
     run_streamed,
 )
 
-__all__ = ["BlockedOperation", "last_plan", "routes", "run"]
+__all__ = ["BlockedOperation", "in_core_seconds", "last_plan", "routes", "run"]
+
+#: The kernel as fast as which LAPACK does a whole operation.
+_KERNEL: Final = {"cholesky": "potrf", "solve_triangular": "trsm", "inv": "trtri"}
 
 _followed: tuple[str, BlockedPlan] | None = None
 
@@ -77,6 +81,12 @@ class BlockedOperation:
         """What kernels compute in."""
         dtype: np.dtype[Any] = self.driver.dtype
         return dtype
+
+
+def in_core_seconds(operation: str, flops: float, dtype: np.dtype[Any], order: int) -> float:
+    """What LAPACK is predicted to take for an operation on arrays in RAM; ``order`` is the smallest side of its operands."""
+    fraction, _ = FRACTIONS["cpu"][_KERNEL[operation]]
+    return flops / (fraction * load_profile().gemm_rate("cpu", dtype.name, float(order)))
 
 
 def routes(operation: BlockedOperation) -> tuple[tuple[Route, ...], Limits]:
