@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from pycauset.devices.blas import takes_rows
 from pycauset.errors import ConfigError
 from pycauset.linalg.operands import (
     Triangle,
@@ -14,7 +15,6 @@ from pycauset.linalg.operands import (
     right_hand_side,
     square,
     stored,
-    takes_rows,
     triangle_of,
 )
 from pycauset.linalg.products import factor_of

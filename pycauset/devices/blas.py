@@ -13,7 +13,7 @@ import numpy as np
 
 from pycauset.devices.fortran import LETTER, character, integer, leading, routine, scalar
 
-__all__ = ["adjoint_product", "gemm", "hemv", "product", "rank_k", "trmm", "trsm"]
+__all__ = ["adjoint_product", "gemm", "hemv", "product", "rank_k", "takes_rows", "trmm", "trsm"]
 
 _OPPOSITE = {"L": "R", "R": "L"}
 _MIRRORED = {"L": "U", "U": "L"}
@@ -67,6 +67,27 @@ def gemm(
     )
 
 
+def takes_rows(array: np.ndarray[Any, Any], dtype: np.dtype[Any]) -> bool:
+    """Whether kernels for ``dtype`` take an array as it is: elements of a row side by side, rows whole elements apart.
+
+    Examples
+    --------
+    >>> a = np.zeros((4, 6))
+    >>> takes_rows(a[:, 1:5], a.dtype), takes_rows(a.T, a.dtype), takes_rows(a.astype(">f8"), a.dtype)
+    (True, False, False)
+    """
+    if array.dtype != dtype or not array.dtype.isnative:
+        return False
+    (rows, cols), (across, along) = array.shape, array.strides
+    apart = across >= cols * array.itemsize and across % array.itemsize == 0
+    return (along == array.itemsize or cols <= 1) and (apart or rows <= 1)
+
+
+def _alike(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> bool:
+    """Whether kernels multiply two arrays: of one of their types, in the machine's byte order, which the name does not tell."""
+    return a.dtype == b.dtype and a.dtype.isnative and a.dtype.name in LETTER
+
+
 def product(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """``a @ b`` as a new array, by the same BLAS as the kernels.
 
@@ -85,7 +106,7 @@ def product(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> np.ndarray[Any,
     array([[ 5., 14.],
            [14., 50.]])
     """
-    if a.dtype != b.dtype or a.dtype.name not in LETTER:
+    if not _alike(a, b):
         return np.asarray(a @ b)
     c = np.empty((a.shape[0], b.shape[1]), a.dtype)
     if c.size and a.shape[1]:
@@ -107,7 +128,7 @@ def adjoint_product(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> np.ndar
     """
     if a.dtype.kind != "c":
         return product(a.T, b)
-    if a.dtype != b.dtype:
+    if not _alike(a, b):
         return np.asarray(a.conj().T @ b)
     flipped = np.empty((b.shape[1], a.shape[1]), a.dtype)  # (bᴴ a), of which the result is the adjoint
     if flipped.size and len(a):
@@ -121,9 +142,7 @@ def adjoint_product(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> np.ndar
 def _by_rows(a: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], str]:
     """An array as :func:`gemm` takes it, and the operation that it then needs."""
     for view, op in ((a, "N"), (a.T, "T")):
-        row, column = view.strides
-        apart = row >= view.shape[1] * a.itemsize and row % a.itemsize == 0
-        if (column == a.itemsize or view.shape[1] == 1) and (apart or view.shape[0] == 1):
+        if takes_rows(view, a.dtype):
             return view, op
     return np.ascontiguousarray(a), "N"
 

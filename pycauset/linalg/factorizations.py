@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from pycauset.devices.blas import takes_rows
 from pycauset.errors import (
     ConfigError,
     DtypeError,
@@ -15,7 +16,7 @@ from pycauset.errors import (
     ShapeError,
     StorePermissionError,
 )
-from pycauset.linalg.operands import chunks_like, in_memory, kernel_type, square, stored, takes_rows
+from pycauset.linalg.operands import chunks_like, in_memory, kernel_type, square, stored
 from pycauset.linalg.results import MATHEMATICS, Result, check_options, request_of
 from pycauset.linalg.triangles import check_finite as refuse_non_finite
 from pycauset.linalg.triangles import check_hermitian, clear_beyond, load

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from pycauset.devices.blas import takes_rows
 from pycauset.errors import NonFiniteError
 from pycauset.evaluate import reduce
 from pycauset.linalg.factorizations import cholesky
-from pycauset.linalg.operands import chunks_like, in_memory, kernel_type, square, stored, takes_rows
+from pycauset.linalg.operands import chunks_like, in_memory, kernel_type, square, stored
 from pycauset.linalg.results import Result, check_options, request_of
 from pycauset.linalg.solving import kind_of
 from pycauset.linalg.stages import Stages, limited

@@ -25,7 +25,6 @@ __all__ = [
     "right_hand_side",
     "square",
     "stored",
-    "takes_rows",
     "triangle_of",
 ]
 
@@ -190,15 +189,6 @@ def triangle_of(name: str, a: Matrix, *, lower: bool | None, trans: Any = "N", u
         conjugated = stored(Matrix._of_store(store, "C"))
         return Triangle(conjugated, "L" if lower == (_TRANS[trans] == "N") else "U", "N", unit)
     return Triangle(store, "L" if lower == (own not in "TH") else "U", op, unit)
-
-
-def takes_rows(array: Array, dtype: np.dtype[Any]) -> bool:
-    """Whether kernels for ``dtype`` take an array as it is: elements of a row side by side."""
-    if array.dtype != dtype or not array.dtype.isnative:
-        return False
-    across, along = array.strides
-    side_by_side = along == array.itemsize or array.shape[1] <= 1
-    return bool(side_by_side and (across >= array.itemsize * array.shape[1] or array.shape[0] <= 1))
 
 
 def chunks_like(source: TileStore, shape: tuple[int, int], dtype: np.dtype[Any], limit: int | None) -> tuple[int, int]:

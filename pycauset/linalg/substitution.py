@@ -7,8 +7,9 @@ from typing import Any, Final
 
 import numpy as np
 
+from pycauset.devices.blas import takes_rows
 from pycauset.errors import NonFiniteError
-from pycauset.linalg.operands import Triangle, chunks_like, in_memory, stored, takes_rows
+from pycauset.linalg.operands import Triangle, chunks_like, in_memory, stored
 from pycauset.linalg.results import Result, request_of
 from pycauset.linalg.stages import Stages
 from pycauset.linalg.triangles import check_finite as refuse_non_finite

@@ -134,7 +134,17 @@ LAYOUTS = {
     "apart": lambda x: np.repeat(np.repeat(x, 2, axis=0), 3, axis=1)[::2, ::3],
     "backwards": lambda x: np.ascontiguousarray(x[::-1])[::-1],
     "strip": lambda x: np.hstack([x, x])[:, : x.shape[1]],
+    "packed": lambda x: packed(x),
+    "swapped": lambda x: x.astype(x.dtype.newbyteorder("S")),
 }
+
+
+def packed(x):
+    """Rows that are no whole number of elements apart, as in a table of records."""
+    record = np.dtype([("tag", "u1"), ("row", x.dtype, x.shape[1:])])
+    table = np.zeros(len(x), record)
+    table["row"] = x
+    return table["row"]
 
 
 @given(
