@@ -14,6 +14,7 @@ from pycauset import Matrix, errors, linalg
 from pycauset.errors import ShapeError
 from pycauset.storage import create_store
 from pycauset.tiling import Rect
+from tests.tickets import host_bytes_in_use
 
 DTYPES = ["float32", "float64", "complex64", "complex128"]
 
@@ -334,15 +335,9 @@ def test_an_interrupt_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_a_result_in_ram_is_counted_until_its_last_view_goes() -> None:
-    from pycauset import devices
-    from pycauset.governor import governor
-
-    def in_use() -> int:
-        return governor().in_use("host") - devices.kept_host_bytes()
-
     A = pycauset.random((500, 700), seed=18)
-    before = in_use()
+    before = host_bytes_in_use()
     view = (A + 1).T.to_numpy()[3:]
-    assert in_use() - before == 500 * 700 * 8
+    assert host_bytes_in_use() - before == 500 * 700 * 8
     del view
-    assert in_use() == before
+    assert host_bytes_in_use() == before

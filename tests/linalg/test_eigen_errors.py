@@ -13,10 +13,10 @@ import scipy.sparse
 from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, aslinearoperator
 
 import pycauset
-from pycauset import devices, errors
-from pycauset.governor import governor
+from pycauset import errors
 from pycauset.linalg import cond, eigs, eigsh, randomized_svd, svds
 from tests.linalg.cases import on_disk
+from tests.tickets import host_bytes_in_use
 
 N = 100
 
@@ -224,12 +224,12 @@ def test_tolerance_below_machine_precision_means_machine_precision() -> None:
 def test_limits_are_kept_or_refused_with_numbers(tmp_path: Path) -> None:
     a = symmetric(400)
     m = on_disk(a, tmp_path / "a.zarr")
-    before = governor().in_use("host") - devices.kept_host_bytes()
+    before = host_bytes_in_use()
     with pytest.raises(errors.MemoryLimitError, match=r"of 400 needs .* only 200 kB"):
         eigsh(m, 4, ncv=300, memory="200kB")
     w = eigsh(m, 4, memory="8MB", return_eigenvectors=False)
     np.testing.assert_allclose(np.abs(w).max(), np.abs(np.linalg.eigvalsh(a)).max(), rtol=1e-10)
-    assert governor().in_use("host") - devices.kept_host_bytes() == before
+    assert host_bytes_in_use() == before
 
 
 def test_a_callable_that_raises_ends_the_work(tmp_path: Path) -> None:

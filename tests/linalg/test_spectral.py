@@ -16,10 +16,9 @@ from scipy.sparse.linalg import eigs as scipy_eigs
 from scipy.sparse.linalg import eigsh as scipy_eigsh
 
 import pycauset
-from pycauset import devices
-from pycauset.governor import governor
 from pycauset.linalg import eigs, eigsh
 from tests.linalg.cases import DTYPES, on_disk, random, spd
+from tests.tickets import host_bytes_in_use
 
 N, K = 90, 4
 Array = np.ndarray[Any, Any]
@@ -219,10 +218,10 @@ def test_what_was_held_is_given_back(tmp_path: Path, sigma: float | None) -> Non
     rng = np.random.default_rng()
     a, m = hermitian(400, "float64", rng), spd(400, "float64", rng) / 400
     operands = on_disk(a, tmp_path / "a.zarr"), on_disk(m, tmp_path / "m.zarr")
-    before = governor().in_use("host") - devices.kept_host_bytes()
+    before = host_bytes_in_use()
     try:
         w = eigsh(operands[0], 3, operands[1], sigma, ncv=300, memory="8MB", return_eigenvectors=False)
-        held = governor().in_use("host") - devices.kept_host_bytes()
+        held = host_bytes_in_use()
     finally:
         gc.enable()
     exact = scipy.linalg.eigh(a, m, eigvals_only=True)

@@ -8,17 +8,13 @@ import numpy as np
 import pytest
 
 import pycauset
-from pycauset import devices, errors
-from pycauset.governor import governor
+from pycauset import errors
 from pycauset.solver import Factor, multiply
 from pycauset.storage import create_store
 from pycauset.tiling import Rect
+from tests.tickets import host_bytes_in_use
 
 N = 1100
-
-
-def held() -> int:
-    return governor().in_use("host") - devices.kept_host_bytes()
 
 
 def descriptors() -> int:
@@ -77,9 +73,9 @@ def test_without_the_collector(operation, how, to_disk, tmp_path):
     gc.collect()
     gc.disable()
     try:
-        before = held(), descriptors()
+        before = host_bytes_in_use(), descriptors()
         for number in range(1, 4):
             fail(number)
-        assert (held(), descriptors()) == before
+        assert (host_bytes_in_use(), descriptors()) == before
     finally:
         gc.enable()

@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pycauset import devices
 from pycauset.config import settings
 from pycauset.errors import (
     BackendError,
@@ -34,6 +33,7 @@ from pycauset.hardware import load_machine, use_probe
 from pycauset.solver import Factor, is_small, kernel_of, last_statistics, layout_of, multiply, plan
 from pycauset.storage import ArrayStore, FunctionStore, create_store, open_store
 from pycauset.tiling import Rect
+from tests.tickets import host_bytes_in_use
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT = "20MB"  # forces streaming for what these tests multiply
@@ -54,11 +54,6 @@ def on_disk(path, array, chunks=(128, 128), **options):
     store.write(whole(store), array)
     store.commit()
     return open_store(path)
-
-
-def in_use() -> int:
-    """Host bytes under tickets, without those that wait for the next run."""
-    return governor().in_use("host") - devices.kept_host_bytes()
 
 
 def phantom(shape, dtype="float64") -> Factor:
@@ -240,14 +235,14 @@ def pair(tmp_path):
 
 def test_a_small_result_lies_in_ram_under_a_ticket_that_goes_with_it(pair):
     a, b, exact = pair
-    before = in_use()
+    before = host_bytes_in_use()
     result = multiply(Factor(a), Factor(b))
     assert result.view(whole(result)) is not None
-    assert in_use() - before == exact.nbytes
+    assert host_bytes_in_use() - before == exact.nbytes
     assert np.allclose(read(result), exact, rtol=0, atol=1e-10)
     del result
     gc.collect()
-    assert in_use() == before
+    assert host_bytes_in_use() == before
 
 
 def test_a_result_beyond_half_the_limit_is_scratch_and_goes_with_its_reference(pair, isolated, monkeypatch):
@@ -257,7 +252,7 @@ def test_a_result_beyond_half_the_limit_is_scratch_and_goes_with_its_reference(p
     assert result.view(whole(result)) is None
     assert isolated in result.path.parents
     assert np.allclose(read(result), exact, rtol=0, atol=1e-10)
-    assert in_use() == 0
+    assert host_bytes_in_use() == 0
     assert last_statistics().bytes_read >= a.nbytes + b.nbytes
     path = result.path
     del result
@@ -370,7 +365,7 @@ def test_a_full_disk(where, tmp_path, monkeypatch, isolated):
     gc.collect()
     assert not files_below(tmp_path / "result")
     assert not files_below(isolated)
-    assert in_use() == 0
+    assert host_bytes_in_use() == 0
     assert read(a).shape == (1100, 1100)
 
 
@@ -400,7 +395,7 @@ def test_an_operand_that_vanishes_in_mid_run(whole_matrix, tmp_path, monkeypatch
     gc.collect()
     assert not files_below(tmp_path / "result")
     assert not files_below(isolated)
-    assert in_use() == 0
+    assert host_bytes_in_use() == 0
 
 
 def test_an_output_that_existed_before_does_not_look_finished_after_a_failure(tmp_path, monkeypatch):
@@ -440,7 +435,7 @@ def test_an_error_in_the_caller_thread_stops_cleanly(error, tmp_path, isolated):
     gc.collect()
     assert not files_below(tmp_path / "result")
     assert not files_below(isolated)
-    assert in_use() == 0
+    assert host_bytes_in_use() == 0
 
 
 PROGRAM = """
