@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
-# Factors a 100 GB symmetric positive definite matrix in 16 GB of RAM and 8 GB of GPU memory, and checks the factor.
+# Factors a 100 GB symmetric positive definite matrix in place on disk, in 16 GB of RAM and 8 GB of GPU memory, and checks the factor.
 #
 #   benchmarks/stress_100gb.sh [more options of `pycauset stress`]
 #
-# The matrix is computed from its indices and never stored; one triangle of the factor, 50 GB, goes to FOLDER. On Linux the whole
-# process tree, page cache included, is put under a memory limit of RAM: by a cgroup where one can be written (v2, else v1), else by
-# systemd-run, else not at all, which is said. A run that was killed goes on where it stopped when it is started again.
+# One triangle of the matrix, 51 GB, is written to FOLDER tile by tile and becomes the factor there, under a journal; FOLDER needs 53 GB
+# free. Elements are functions of their indices, so that the check generates them again. On Linux the whole process tree, page cache
+# included, is put under a memory limit of RAM: by a cgroup where one can be written (v2, else v1), else by systemd-run, else not
+# at all, which is said. A run that was interrupted, by Ctrl-C or a kill, goes on where it stopped when it is started again in the same
+# FOLDER; when the factor has been checked it is removed, unless --keep is given.
 #
-#   SIZE=100GB  MEMORY=14GB  GPU_MEMORY=8GB  RAM=16GB  FOLDER=the scratch folder  PYTHON=python3
+#   SIZE=100GB  MEMORY=14GB  GPU_MEMORY=8GB  RAM=16GB  FOLDER=one under the scratch setting  PYTHON=python3
 #
 # MEMORY is less than RAM: the interpreter, CUDA's context and what the kernel caches need the rest.
 set -uo pipefail
@@ -17,7 +19,7 @@ python=${PYTHON:-python3}
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
 if [[ ${1:-} == -h || ${1:-} == --help ]]; then
-  sed -n '2,12p' "${BASH_SOURCE[0]}"
+  sed -n '2,14p' "${BASH_SOURCE[0]}"
   exit 0
 fi
 

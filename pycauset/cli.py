@@ -91,8 +91,10 @@ class _Group(TyperGroup):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
         except (KeyboardInterrupt, typer.Abort, _Stopped) as error:
-            terminated = isinstance(error.__cause__ or error, _Terminated)
-            _complain(f"{'terminated' if terminated else 'interrupted'}; the inputs are untouched and no output was left")
+            stopped = error.__cause__ or error
+            terminated = isinstance(stopped, _Terminated)
+            left = "; ".join(getattr(stopped, "__notes__", ())) or "the inputs are untouched and no output was left"
+            _complain(f"{'terminated' if terminated else 'interrupted'}; {left}")
             return 128 + (signal.SIGTERM if terminated else signal.SIGINT)
         except Exception as error:
             if os.environ.get("PYCAUSET_DEBUG", "") not in ("", "0"):

@@ -185,10 +185,10 @@ def stress(
     seed : int
         Of the operands and of the check.
     output : path-like, optional
-        Folder for the result, ``product.zarr`` or ``factor.zarr`` in it; the scratch folder if omitted. A factorisation that was
-        killed is gone on with, if it is asked for again with the same output.
+        Folder for the result, ``product.zarr`` or ``factor.zarr`` in it; one under the scratch setting if omitted. An interrupted
+        factorisation stays there, whatever ``keep`` is: the same call goes on with it.
     keep : bool
-        Leave the result in ``output``; otherwise it is removed in the end.
+        Leave the finished result in ``output``; otherwise it is removed in the end.
     progress : callable, bool or None
 
     Returns
@@ -222,11 +222,12 @@ def stress(
         raise ConfigError("keep=True needs output=, the folder where the result shall stay")
     limit = max(256_000_000, nbytes // 4) if memory is None else parse_bytes(memory)
     gpu_limit = None if gpu_memory is None else parse_bytes(gpu_memory)
-    folder = scratch_folder() if output is None else Path(output).expanduser()
+    folder = None if output is None else Path(output).expanduser()
     if op == "cholesky":
         from pycauset import stress_cholesky
 
-        return stress_cholesky.run(n, kind, limit, gpu_limit, seed, folder, keep, progress)
+        return stress_cholesky.run(n, kind, limit, gpu_limit, seed, folder or stress_cholesky.default_folder(), keep, progress)
+    folder = folder or scratch_folder()
     chunks = (_chunk_side(n, limit, kind),) * 2
     a, b = SeededStore(2 * seed, (n, n), kind, chunks), SeededStore(2 * seed + 1, (n, n), kind, chunks)
     return _run(a, b, folder / "product.zarr", limit, gpu_limit, seed, keep, progress)

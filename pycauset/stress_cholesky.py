@@ -1,60 +1,55 @@
-"""A covariance matrix larger than the memory limit, factored into one triangle on disk, checked and measured.
+"""A covariance matrix larger than the memory limit, factored in place on disk, checked and measured.
 
-The matrix is never stored: :class:`~pycauset.seeded.CovarianceStore` computes each element from a seed and its place, for the
-factorisation and again for the checks. Two of them read the factor as it lies on disk:
+One triangle of the matrix is written to disk, chunk by chunk, and becomes its factor there, under a journal.
+:class:`~pycauset.seeded.CovarianceStore` computes each element from a seed and its place, so that the checks can generate the
+matrix again. They read the factor as it lies on disk:
 
 * random probing, ``L (Lᴴ x)`` against ``A x`` for random signs x (:func:`~pycauset.freivalds.freivalds`);
-* sampled tiles, ``|A_ij - Σ_k L_ik L_jkᴴ|`` element by element against ``√n ε ‖L_i‖ ‖L_j‖``, which is what rounding a
-  sum of n products costs with high probability [1]_.
+* sampled tiles, element by element (:func:`~pycauset.factor_check.tile_residual`).
 
-References
-----------
-.. [1] N. J. Higham and T. Mary, "A new approach to probabilistic rounding error analysis", SIAM J. Sci. Comput. 41 (2019),
-   A2815-A2835.
+How far a run has come is told by what lies in its folder: nothing, the matrix, a matrix with a journal, or a factor whose
+metadata say what its making measured. So the same call goes on after an interruption in any of them.
 """
 
 from __future__ import annotations
 
 import gc
-import math
 import os
 import shutil
+import tempfile
 import threading
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
 
 from pycauset import config, devices, linalg, solver
-from pycauset.errors import JournalError, StoreExistsError
+from pycauset.errors import PycausetError, StoreExistsError
+from pycauset.factor_check import SAMPLES, Adjoint, tile_residual
+from pycauset.files import open as open_matrix
 from pycauset.freivalds import RESIDUAL_LIMIT, VECTORS, freivalds
 from pycauset.governor import governor
 from pycauset.hardware import probe
-from pycauset.matrix import Matrix
-from pycauset.progress import ProgressOption
+from pycauset.linalg.operands import chunks_like
+from pycauset.progress import ProgressOption, reporter
 from pycauset.seeded import CovarianceStore
 from pycauset.solver.blocked import last_plan
-from pycauset.storage import TileStore, aligned_empty, create_store, open_store
-from pycauset.storage.output import journal_path, resumable_folder
+from pycauset.storage import TileStore, ZarrStore, aligned_empty, create_store, open_store
+from pycauset.storage.base import store_error
+from pycauset.storage.output import journal_path
 from pycauset.stress import memory_rows, verdict
+from pycauset.stress_gauges import Peaks, disk_bytes, disk_rates, gpu_bytes
 from pycauset.tiling import Rect
 from pycauset.units import format_bytes, format_flops, format_rate, format_seconds
 
-__all__ = ["CholeskyStressResult", "run", "tile_residual"]
+__all__ = ["CholeskyStressResult", "build", "default_folder", "run", "tile_residual"]
 
-SAMPLES: Final = 8
-"""Sampled tiles unless told otherwise."""
-
-_TILE: Final = 256
-_DEPTH: Final = 2048
 _ROOM: Final = {"left": "left-looking", "right": "right-looking", "triangle": "triangle blocks"}
-_DISK_BYTES: Final = 1 << 30  # written and read to measure the disk
+_NOTE: Final = "stress"  # the attribute of the store that says which run it belongs to
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,23 +59,28 @@ class CholeskyStressResult:
     Attributes
     ----------
     n, size : int
-        Order of the matrix, and bytes of all its elements; the factor takes little more than half of them on disk.
+        Order of the matrix, and bytes of all its elements; on disk it takes little more than half of them.
     seconds, rate : float
-        Of the factorisation, generating the matrix and writing the factor included; without the tasks that were reused.
+        Of the factorisation, without the tasks that were reused.
+    build_seconds : float
+        Of generating the matrix and writing its triangle to disk; 0 if an interrupted run had done so.
     link : str
-        Whose bytes ``moved``, ``planned`` and ``bound`` count: the disk's (the matrix counts as if it lay there) or PCIe's.
+        Whose bytes ``moved``, ``planned`` and ``bound`` count: the disk's or PCIe's.
     moved, planned, bound : int
         Bytes moved, those of the plan, and the fewest: ``n³/(3√S)`` elements plus reading and writing the triangle once.
-    generated, read, written : int
-        Bytes of the matrix that were computed, and bytes of the factor read and written.
+    read, written : int
+        Bytes read from disk and written to it.
     disk_read, disk_write : float
         The disk's bandwidth, measured before and after in the same folder.
     disk_seconds : float
         What the plan's disk bytes take at that bandwidth.
+    disk_peak : int
+        Most bytes on the disk beyond what was there before, the matrix included.
     peak, limit : int
         Most host memory occupied beyond the idle process, checks included, and what was allowed.
-    gpu_peak, gpu_limit : int or None
-        The same on the GPU, without the CUDA context; None if the CPU computed.
+    gpu_peak, gpu_measured, gpu_limit : int or None
+        GPU memory: most that was granted for tiles and workspaces; most that the driver counted in use beyond the idle process
+        (which has a CUDA context and has factored a small matrix); what was allowed. None if the CPU computed.
     reused, tasks : int
         Tasks whose results an interrupted run had left, and all tasks.
     residual, tile_residual : float
@@ -96,19 +96,21 @@ class CholeskyStressResult:
     route: str
     seconds: float
     rate: float
+    build_seconds: float
     link: str
     moved: int
     planned: int
     bound: int
-    generated: int
     read: int
     written: int
     disk_read: float
     disk_write: float
     disk_seconds: float
+    disk_peak: int
     peak: int
     limit: int
     gpu_peak: int | None
+    gpu_measured: int | None
     gpu_limit: int | None
     reused: int
     tasks: int
@@ -129,7 +131,8 @@ class CholeskyStressResult:
     @property
     def within_limits(self) -> bool:
         """Whether host and GPU memory stayed below their limits."""
-        return self.peak <= self.limit and (self.gpu_peak is None or self.gpu_limit is None or self.gpu_peak <= self.gpu_limit)
+        on_gpu = (peak for peak in (self.gpu_peak, self.gpu_measured) if peak is not None)
+        return self.peak <= self.limit and (self.gpu_limit is None or all(peak <= self.gpu_limit for peak in on_gpu))
 
     @property
     def passed(self) -> bool:
@@ -138,9 +141,13 @@ class CholeskyStressResult:
 
     def rows(self) -> list[tuple[str, str]]:
         """The table that the command line prints: names and values."""
+        planned = f"{format_seconds(self.disk_seconds)} at that speed"
+        if not self.reused:
+            planned += f"; the time is {self.seconds / self.disk_seconds:.2f} times it"
         rows = [
             ("matrix", f"{self.n} × {self.n} {self.dtype}, {format_bytes(self.size)}, seed {self.seed}"),
-            ("route", self.route),
+            ("built on disk", f"one triangle in {format_seconds(self.build_seconds)}" if self.build_seconds else "before"),
+            ("route", f"in place, {self.route}"),
             ("time", format_seconds(self.seconds)),
             ("rate", format_flops(self.rate)),
             (
@@ -148,17 +155,17 @@ class CholeskyStressResult:
                 f"{format_bytes(self.moved)}, {self.moved / self.planned:.3f} × the plan, "
                 f"{self.moved / self.bound:.2f} × the bound of {format_bytes(self.bound)}",
             ),
-            (
-                "tiles",
-                f"{format_bytes(self.generated)} generated, {format_bytes(self.read)} read, {format_bytes(self.written)} written",
-            ),
+            ("tiles", f"{format_bytes(self.read)} read, {format_bytes(self.written)} written"),
             ("disk", f"{format_rate(self.disk_read)} read, {format_rate(self.disk_write)} written, measured in this run"),
-            (
-                "planned disk bytes",
-                f"{format_seconds(self.disk_seconds)} at that speed; the time is {self.seconds / self.disk_seconds:.2f} times it",
-            ),
+            ("planned disk bytes", planned),
+            ("peak disk use", f"{format_bytes(self.disk_peak)}, the matrix included"),
             ("reused", f"{self.reused} of {self.tasks} tasks"),
             *memory_rows(self.peak, self.limit, self.gpu_peak, self.gpu_limit),
+        ]
+        if self.gpu_measured is not None:
+            fits = self.gpu_limit is None or self.gpu_measured <= self.gpu_limit
+            rows.append(("GPU memory in use", f"{format_bytes(self.gpu_measured)} over idle at most, measured: {verdict(fits)}"))
+        rows += [
             (
                 "check",
                 f"scaled residual {self.residual:.2g} with {self.vectors} random vectors, limit {RESIDUAL_LIMIT:g}: "
@@ -175,6 +182,30 @@ class CholeskyStressResult:
         return rows
 
 
+@dataclass(frozen=True, slots=True)
+class _Factored:
+    """What the factorisation measured: kept with the factor until that is checked."""
+
+    route: str
+    seconds: float
+    rate: float
+    build_seconds: float
+    link: str
+    moved: int
+    planned: int
+    bound: int
+    read: int
+    written: int
+    plan_read: int
+    plan_write: int
+    disk_peak: int
+    peak: int
+    gpu_peak: int | None
+    gpu_measured: int | None
+    reused: int
+    tasks: int
+
+
 def run(
     n: int,
     kind: np.dtype[Any],
@@ -185,240 +216,252 @@ def run(
     keep: bool,
     progress: ProgressOption,
 ) -> CholeskyStressResult:
-    """Factor the covariance matrix of n points within the limits; the factor goes to ``factor.zarr`` in ``folder``.
+    """Factor the covariance matrix of n points within the limits, in place, as ``factor.zarr`` in ``folder``.
 
-    A run that was killed left a journal there, and goes on where it stopped.
+    A run that was interrupted, by whatever, leaves what it has; the next one goes on from there. What cannot be gone on with
+    is removed, and so is a factor that has been checked, unless ``keep``.
     """
-    path = folder / "factor.zarr"
-    matrix = _Tallied(seed, n, kind)
-    idle = _idle_memory()
-    if config.get("backend") != "cpu" and devices.gpu() is not None:
-        idle = probe.current_rss()  # CUDA's own memory counts as idle
-    rates = [_disk_rates(folder, matrix.chunks, kind, 2 * path_bytes(n, kind))]
-    gpu_before = governor().statistics().device.peak
     try:
-        probe.reset_peak_rss()
-        begin = perf_counter()
-        factor = linalg.cholesky(Matrix(matrix), out=path, memory=limit, gpu_memory=gpu_limit, progress=progress)
-        elapsed = perf_counter() - begin
-        gpu_peak = governor().statistics().device.peak
-        followed, statistics = last_plan(), solver.last_statistics()
-        assert followed is not None
-        assert statistics is not None
-        generated = matrix.generated
-        del factor
-        begin = perf_counter()
-        written = open_store(path)  # what a reader finds, not what the writer believes
-        residual = freivalds(matrix, written, _Adjoint(written), seed=seed, memory=limit // 4, progress=progress)
-        sampled = tile_residual(matrix, written, seed=seed)
-        check_seconds = perf_counter() - begin
-        peak = max(0, probe.peak_rss() - idle)
-        rates.append(_disk_rates(folder, matrix.chunks, kind, 2 * path_bytes(n, kind)))
-    except (JournalError, StoreExistsError):
-        raise  # what lies there is somebody else's
-    except BaseException:
-        if not keep:
-            _remove(path)
+        return _run(n, kind, limit, gpu_limit, seed, folder, keep, progress)
+    except KeyboardInterrupt as error:
+        path = folder / "factor.zarr"
+        if path.exists():
+            error.add_note(f"what is done stays in {path}, and the same command goes on with it")
         raise
-    if not keep:
+
+
+def _run(
+    n: int,
+    kind: np.dtype[Any],
+    limit: int,
+    gpu_limit: int | None,
+    seed: int,
+    folder: Path,
+    keep: bool,
+    progress: ProgressOption,
+) -> CholeskyStressResult:
+    path = folder / "factor.zarr"
+    note = {"seed": seed, "n": n, "dtype": kind.name}
+    matrix = CovarianceStore(seed, n, kind)
+    chunks = chunks_like(matrix, matrix.shape, kind, limit)
+    there, factored = _found(path, note)
+    idle, gpu_idle = _idle_memory(kind)
+    rates = [disk_rates(folder, chunks, kind, 2 * triangle_bytes(n, kind))]
+    probe.reset_peak_rss()
+    if factored is None:
+        before, ours = disk_bytes(folder, path), there
+        try:
+            with Peaks(folder, gpu=gpu_idle > 0) as peaks:
+                begin = perf_counter()
+                if not there:
+                    build(matrix, path, chunks, note, limit, progress)
+                    ours = True
+                built = perf_counter() - begin if not there else 0.0
+                factored = _factor(path, kind, limit, gpu_limit, progress, built)
+        except Exception:
+            if ours and not keep and not journal_path(path).exists():  # with a journal it can be gone on with
+                _remove(path)
+            raise
+        factored = replace(
+            factored,
+            disk_peak=max(0, peaks.disk_bytes - before),
+            peak=max(0, probe.peak_rss() - idle),
+            gpu_measured=None if factored.gpu_peak is None else max(0, peaks.gpu_bytes - gpu_idle),
+        )
+        open_store(path).commit(**{_NOTE: {**note, "factored": asdict(factored)}})
+    _give_back()
+    begin = perf_counter()
+    written = open_store(path)  # what a reader finds, not what the writer believes
+    residual = freivalds(matrix, written, Adjoint(written), seed=seed, memory=limit // 4, progress=progress)
+    sampled = tile_residual(matrix, written, seed=seed)
+    check_seconds = perf_counter() - begin
+    peak = max(factored.peak, probe.peak_rss() - idle)
+    rates.append(disk_rates(folder, chunks, kind, 2 * triangle_bytes(n, kind)))
+    if keep:
+        open_store(path).commit(**{_NOTE: {**note, "checked": True}})
+    else:
         _remove(path)
-    device, plan = followed
-    on_gpu = device == "gpu"
     reading, writing = (float(np.median(values)) for values in zip(*rates, strict=True))
-    flops = (4.0 if kind.kind == "c" else 1.0) * n**3 / 3
-    looked = _lower_tiles(n, plan.tile[0]) * kind.itemsize
-    generated = min(generated, looked, statistics.bytes_read)  # the journal looks at a few elements, too
-    first = statistics.bytes_uploaded + statistics.bytes_downloaded
+    measured = asdict(replace(factored, peak=peak))
+    disk_seconds = measured.pop("plan_read") / reading + measured.pop("plan_write") / writing
     return CholeskyStressResult(
         n=n,
         dtype=kind.name,
         seed=seed,
         size=matrix.nbytes,
-        route=f"{'cuSOLVER' if on_gpu else 'LAPACK'}, {_ROOM[plan.variant]}, tiles of {plan.tile[0]}, blocks of "
-        f"{plan.block[0]} × {plan.block[1]}",
-        seconds=elapsed,
-        rate=flops * (1 - statistics.reused / plan.tasks) / elapsed,
-        link="PCIe" if on_gpu else "disk",
-        moved=first if on_gpu else statistics.bytes_read + statistics.bytes_written,
-        planned=plan.link_bytes,
-        bound=round(plan.bound),
-        generated=generated,
-        read=max(0, statistics.bytes_read - generated),
-        written=statistics.bytes_written,
         disk_read=reading,
         disk_write=writing,
-        disk_seconds=max(0, plan.disk_read - looked) / reading + plan.disk_write / writing,
-        peak=peak,
+        disk_seconds=disk_seconds,
         limit=limit,
-        # The governor keeps the peak of the whole process: an earlier one that was higher hides ours, then the plan's counts.
-        gpu_peak=None if not on_gpu else gpu_peak if gpu_peak > gpu_before else plan.device_bytes,
         gpu_limit=gpu_limit,
-        reused=statistics.reused,
-        tasks=plan.tasks,
         residual=residual,
         tile_residual=sampled,
         vectors=VECTORS,
         samples=SAMPLES,
         check_seconds=check_seconds,
         output=path if keep else None,
+        **measured,
     )
 
 
-def path_bytes(n: int, kind: np.dtype[Any]) -> int:
+def build(
+    matrix: TileStore, path: Path, chunks: tuple[int, int], note: dict[str, Any], memory: int, progress: ProgressOption = None
+) -> None:
+    """Write one triangle of a Hermitian matrix to disk, chunk by chunk, in several threads."""
+    kind, n = matrix.dtype, matrix.shape[0]
+    threads = max(1, min(8, probe.cpu_info().cores, memory // (4 * chunks[0] * chunks[1] * kind.itemsize)))
+    local = threading.local()
+
+    def write(rect: Rect) -> int:
+        if not hasattr(local, "buffer"):
+            local.buffer = aligned_empty(chunks, kind).reshape(-1)
+        block = local.buffer[: rect.size].reshape(rect.shape)
+        matrix.read(rect, block)
+        store.write(rect, block)
+        return rect.size * kind.itemsize
+
+    structure = "hermitian" if kind.kind == "c" else "symmetric"
+    attributes = {_NOTE: note}
+    with create_store(path, matrix.shape, kind, chunks=chunks, structure=structure, attributes=attributes) as store:
+        side = chunks[0]
+        rects = [Rect(i, min(i + side, n), j, min(j + side, n)) for i in range(0, n, side) for j in range(0, i + 1, side)]
+        total = sum(rect.size for rect in rects) * kind.itemsize
+        with (
+            reporter(progress, "building the matrix", total, unit="byte") as report,
+            ThreadPoolExecutor(threads, thread_name_prefix="pycauset-build") as pool,
+        ):
+            done = 0
+            try:
+                for nbytes in pool.map(write, rects):
+                    done += nbytes
+                    report(done)
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+        store.commit()
+
+
+def _factor(
+    path: Path, kind: np.dtype[Any], limit: int, gpu_limit: int | None, progress: ProgressOption, built: float
+) -> _Factored:
+    """Factor what lies at ``path``, or go on with it."""
+    gpu_before = governor().statistics().device.peak
+    begin = perf_counter()
+    # A covariance is finite: looking for NaN would read all of it once more.
+    linalg.cholesky(path, overwrite=True, check_finite=False, memory=limit, gpu_memory=gpu_limit, progress=progress)
+    seconds = perf_counter() - begin
+    gpu_peak = governor().statistics().device.peak
+    followed, statistics = last_plan(), solver.last_statistics()
+    assert followed is not None
+    assert statistics is not None
+    device, plan = followed
+    on_gpu = device == "gpu"
+    flops = (4.0 if kind.kind == "c" else 1.0) * plan.sizes[0] ** 3 / 3
+    crossed = statistics.bytes_uploaded + statistics.bytes_downloaded
+    return _Factored(
+        route=f"{'cuSOLVER' if on_gpu else 'LAPACK'}, {_ROOM[plan.variant]}, tiles of {plan.tile[0]}, blocks of "
+        f"{plan.block[0]} × {plan.block[1]}",
+        seconds=seconds,
+        rate=flops * (1 - statistics.reused / plan.tasks) / seconds,
+        build_seconds=built,
+        link="PCIe" if on_gpu else "disk",
+        moved=crossed if on_gpu else statistics.bytes_read + statistics.bytes_written,
+        planned=plan.link_bytes,
+        bound=round(plan.bound),
+        read=statistics.bytes_read,
+        written=statistics.bytes_written,
+        plan_read=plan.disk_read,
+        plan_write=plan.disk_write,
+        disk_peak=0,
+        peak=0,
+        # The governor keeps the peak of the whole process: an earlier one that was higher hides ours, then the plan's counts.
+        gpu_peak=None if not on_gpu else gpu_peak if gpu_peak > gpu_before else plan.device_bytes,
+        gpu_measured=None,
+        reused=statistics.reused,
+        tasks=plan.tasks,
+    )
+
+
+# -- what a run finds and leaves ---------------------------------------------------------------------------------------
+
+
+def default_folder() -> Path:
+    """Where the matrix lies unless told otherwise: not in this process's own scratch folder, which would go with it.
+
+    Raises
+    ------
+    StorePermissionError, StoreError
+        If it cannot be made.
+    """
+    root = config.get("scratch") or Path(tempfile.gettempdir())
+    folder = Path(root).absolute() / f"pycauset-stress-{os.getuid()}"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise store_error(error, f"making the folder {folder} (setting 'scratch')") from error
+    return folder
+
+
+def triangle_bytes(n: int, kind: np.dtype[Any]) -> int:
     """Bytes of one triangle."""
     return n * (n + 1) // 2 * kind.itemsize
 
 
-def _lower_tiles(n: int, tile: int) -> int:
-    """Elements of the square tiles on and below the diagonal."""
-    whole, ragged = divmod(n, tile)
-    return tile**2 * whole * (whole + 1) // 2 + n * ragged
+def _found(path: Path, note: dict[str, Any]) -> tuple[bool, _Factored | None]:
+    """Whether an interrupted run with this note has left something, and what its factorisation measured, if that was finished.
+
+    Raises
+    ------
+    StoreExistsError
+        If something else is there.
+    """
+    if not path.exists():
+        return False, None
+    store = open_matrix(path).store
+    left = store.attributes.get(_NOTE)
+    if not isinstance(left, dict) or left.get("checked") or {name: left.get(name) for name in note} != note:
+        raise StoreExistsError(
+            f"{path} is not what an interrupted run of seed {note['seed']}, n = {note['n']}, {note['dtype']} left; give another "
+            "folder, or remove it"
+        )
+    measured = left.get("factored")
+    if measured is not None and measured.keys() == {field.name for field in fields(_Factored)}:
+        return True, _Factored(**measured)
+    if isinstance(store, ZarrStore) and not store.unfinished and store.structure == "lower":
+        _remove(path)  # a factor, and nobody knows what its making took: killed between the two, a matter of milliseconds
+        return False, None
+    return True, None
 
 
 def _remove(path: Path) -> None:
-    """The factor, or what an interruption left of it."""
+    """The matrix or factor, its journal, and a folder of our own making."""
     shutil.rmtree(path, ignore_errors=True)
-    shutil.rmtree(resumable_folder(path), ignore_errors=True)
     with suppress(OSError):
         journal_path(path).unlink()
+    if path.parent.name.startswith("pycauset-stress-"):
+        with suppress(OSError):
+            path.parent.rmdir()
 
 
-class _Tallied(CovarianceStore):
-    """Counts the bytes that it computes."""
-
-    def __init__(self, seed: int, n: int, dtype: DTypeLike) -> None:
-        super().__init__(seed, n, dtype)
-        self._lock = threading.Lock()
-        self.generated = 0
-
-    def _read(self, rect: Rect, out: NDArray[Any]) -> None:
-        super()._read(rect, out)
-        with self._lock:
-            self.generated += out.size * self.dtype.itemsize
+def _give_back() -> None:
+    """Free the memory that an operation has left for the next one."""
+    for kind in ("host", "pinned", "device"):
+        governor().reclaim(kind)
 
 
-def _idle_memory() -> int:
-    """What the process occupies when everything is imported and the kernels have run once."""
+def _idle_memory(kind: np.dtype[Any]) -> tuple[int, int]:
+    """Host and GPU memory in use when everything is imported and the kernels have run once; without a GPU the second is 0."""
     import pycauset.devices.audit
     import pycauset.drivers.cholesky
     import pycauset.storage.journal
 
     pycauset.devices.audit.load_profile()
     linalg.cholesky(np.eye(8)).to_numpy()
+    on_gpu = config.get("backend") != "cpu" and devices.gpu() is not None
+    if on_gpu:
+        with suppress(PycausetError), config.settings(backend="gpu"):  # libraries, and the kernels they load when first called
+            linalg.cholesky(np.eye(1024, dtype=kind))
+    _give_back()
     gc.collect()
-    return probe.current_rss()
-
-
-# -- the checks --------------------------------------------------------------------------------------------------------
-
-
-class _Adjoint(TileStore):
-    """``Lᴴ`` of a lower triangle, for reading."""
-
-    def __init__(self, lower: TileStore) -> None:
-        self._lower = lower
-        self.shape, self.chunks = lower.shape[::-1], lower.chunks[::-1]
-        self.dtype, self.structure = lower.dtype, "upper"
-        self.identity = ("adjoint", lower.identity)
-        self.attributes = {}
-
-    def _read(self, rect: Rect, out: NDArray[Any]) -> None:
-        buffer = np.empty(rect.shape[::-1], self.dtype)
-        self._lower.read(rect.T, buffer)
-        np.conjugate(buffer.T, out=buffer.T)
-        np.copyto(out, buffer.T, casting="same_kind")
-
-
-def tile_residual(a: TileStore, factor: TileStore, *, samples: int = SAMPLES, seed: int = 0) -> float:
-    """Largest ``|A_ij - Σ_k l_ik conj(l_jk)| / (√n ε ‖l_i‖ ‖l_j‖)`` in a few tiles, among them the diagonal's first and last.
-
-    Summed in double precision; of the order of 1 or less for rounding, infinite if the factor is not finite. Takes ten megabytes.
-
-    Parameters
-    ----------
-    a, factor : TileStore (n, n)
-        The matrix and its lower Cholesky factor, of which only the lower triangle is looked at.
-    samples, seed : int
-        How many tiles, and which.
-
-    Examples
-    --------
-    >>> from pycauset.storage import as_store
-    >>> a = CovarianceStore(1, 300, "float64")
-    >>> whole = np.empty((300, 300))
-    >>> a.read(Rect(0, 300, 0, 300), whole)
-    >>> l = np.linalg.cholesky(whole)
-    >>> tile_residual(a, as_store(l)) < RESIDUAL_LIMIT
-    True
-    >>> l[299, 3] *= 1.001
-    >>> tile_residual(a, as_store(l)) < RESIDUAL_LIMIT
-    False
-    """
-    n = a.shape[0]
-    if not n:
-        return 0.0
-    scale = math.sqrt(n) * float(np.finfo(np.result_type(factor.dtype, np.float32)).eps)
-    kind = np.result_type(factor.dtype, np.float64)
-    worst = 0.0
-    for r0, c0 in _sampled(n, samples, seed):
-        r1, c1 = min(r0 + _TILE, n), min(c0 + _TILE, n)
-        exact = np.empty((r1 - r0, c1 - c0), kind)
-        a.read(Rect(r0, r1, c0, c1), exact)
-        rows, cols = np.zeros(r1 - r0), np.zeros(c1 - c0)
-        for k0 in range(0, r1, _DEPTH):
-            left, right = np.empty((r1 - r0, min(_DEPTH, n - k0)), kind), np.empty((c1 - c0, min(_DEPTH, n - k0)), kind)
-            for part, first in ((left, r0), (right, c0)):
-                factor.read(Rect(first, first + len(part), k0, k0 + part.shape[1]), part)
-                if k0 + part.shape[1] > first:
-                    part[...] = np.tril(part, first - k0)
-            exact -= left @ right.conj().T
-            rows += np.einsum("ij,ij->i", left, left.conj()).real
-            cols += np.einsum("ij,ij->i", right, right.conj()).real
-        if not (np.isfinite(exact).all() and rows.all() and cols.all()):
-            return math.inf
-        worst = max(worst, float((np.abs(exact) / np.sqrt(rows[:, None] * cols)).max()) / scale)
-    return worst
-
-
-def _sampled(n: int, samples: int, seed: int) -> Iterator[tuple[int, int]]:
-    """Corners of tiles in the lower triangle: first and last on the diagonal, the bottom left one, others at random."""
-    last = (n - 1) // _TILE
-    chosen = dict.fromkeys([(last, last), (0, 0), (last, 0)])
-    rng = np.random.default_rng(seed)
-    for at in range(max(0, samples - len(chosen))):
-        i, j = sorted((int(x) for x in rng.integers(0, last + 1, 2)), reverse=True)
-        chosen.setdefault((i, i if at == 0 else j))
-    return ((i * _TILE, j * _TILE) for i, j in chosen)
-
-
-# -- the disk ----------------------------------------------------------------------------------------------------------
-
-
-def _disk_rates(folder: Path, chunks: tuple[int, int], kind: np.dtype[Any], nbytes: int) -> tuple[float, float]:
-    """Bytes a second of reading and of writing whole chunks in this folder, with the threads that a streamed run has."""
-    readers, writers = (8, 4) if probe.cpu_info().cores >= 8 else (2, 1)
-    height, width = chunks
-    count = max(2 * readers, min(_DISK_BYTES, nbytes) // (height * width * kind.itemsize))
-    rects = [Rect(0, height, at * width, (at + 1) * width) for at in range(count)]
-    path = folder / f"bandwidth-{os.getpid()}.zarr"
-    with create_store(path, (height, count * width), kind, chunks=chunks) as store:
-        written = _rate(store.write, rects, writers, chunks, kind)
-        read = _rate(store.read, rects, readers, chunks, kind)
-    return read, written
-
-
-def _rate(
-    move: Callable[[Rect, NDArray[Any]], None], rects: list[Rect], threads: int, shape: tuple[int, int], kind: np.dtype[Any]
-) -> float:
-    buffers = [aligned_empty(shape, kind) for _ in range(threads)]
-    for buffer in buffers:
-        buffer[...] = 1
-
-    def share(number: int) -> None:
-        for rect in rects[number::threads]:
-            move(rect, buffers[number])
-
-    with ThreadPoolExecutor(threads, thread_name_prefix="pycauset-disk") as pool:
-        begin = perf_counter()
-        list(pool.map(share, range(threads)))
-        return len(rects) * buffers[0].nbytes / (perf_counter() - begin)
+    gpu = gpu_bytes() - governor().statistics().device.in_use if on_gpu else 0
+    return probe.current_rss(), gpu

@@ -27,6 +27,7 @@ FLOORS = (
 TOP = {
     *("__init__", "__main__", "block", "cli", "copying", "creation", "cuda", "evaluate", "files", "freivalds", "indexing"),
     *("interop", "linalg", "matrix", "operations", "operators", "planning", "seeded", "stress", "stress_cholesky"),
+    *("factor_check", "stress_gauges"),
 }
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms} | dict.fromkeys(TOP, len(FLOORS))
 

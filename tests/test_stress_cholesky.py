@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,8 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pycauset import linalg, stress_cholesky
-from pycauset.errors import JournalBusyError, StoreExistsError
+from pycauset import linalg, stress_cholesky, stress_gauges
+from pycauset.errors import JournalBusyError, MemoryLimitError, StoreExistsError
+from pycauset.factor_check import Adjoint
 from pycauset.freivalds import RESIDUAL_LIMIT, freivalds
 from pycauset.hardware import load_machine, use_probe
 from pycauset.seeded import CovarianceStore
@@ -29,7 +32,7 @@ DTYPES = ("float32", "float64", "complex64", "complex128")
 @pytest.fixture(autouse=True)
 def _described_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("PYCAUSET_SCRATCH", str(tmp_path / "scratch"))
-    monkeypatch.setattr(stress_cholesky, "_DISK_BYTES", 1 << 20)
+    monkeypatch.setattr(stress_gauges, "_DISK_BYTES", 1 << 20)
     with use_probe(MACHINE):
         yield
 
@@ -109,8 +112,7 @@ def test_tiles_of_a_right_factor_pass(dtype: str, n: int) -> None:
 def test_wrong_factors_are_caught(dtype: str) -> None:
     a, right = factored(600, dtype)
     n = len(right)
-    adjoint = stress_cholesky._Adjoint
-    assert freivalds(a, as_store(right), adjoint(as_store(right))) < 5
+    assert freivalds(a, as_store(right), Adjoint(as_store(right))) < 5
 
     def lost_update(c: Any) -> None:
         c[512:, 512:] = np.linalg.cholesky(whole(a)[512:, 512:] - c[512:, 64:512] @ c[512:, 64:512].conj().T)
@@ -129,12 +131,12 @@ def test_wrong_factors_are_caught(dtype: str) -> None:
         wrong = right.copy()
         change(wrong)
         assert tile_residual(a, as_store(wrong), samples=12) > RESIDUAL_LIMIT, change.__name__
-        assert freivalds(a, as_store(wrong), adjoint(as_store(wrong))) > RESIDUAL_LIMIT, change.__name__
+        assert freivalds(a, as_store(wrong), Adjoint(as_store(wrong))) > RESIDUAL_LIMIT, change.__name__
 
 
 def test_the_adjoint_of_a_triangle_reads_as_it_should() -> None:
     _, right = factored(90, "complex64")
-    adjoint = stress_cholesky._Adjoint(as_store(right))
+    adjoint = Adjoint(as_store(right))
     out = np.full((40, 30), np.nan, "complex128")
     adjoint.read(Rect(20, 60, 50, 80), out)
     np.testing.assert_array_equal(out, right.conj().T[20:60, 50:80])
@@ -158,14 +160,26 @@ def test_a_small_factorisation(dtype: str, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_streamed_factorisation_counts_what_it_moves(tmp_path: Path) -> None:
+def test_a_streamed_factorisation_counts_what_it_moves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def usage(folder: Path) -> Any:  # of a disk that nobody else uses
+        used = 10**9
+        for path in folder.rglob("*"):
+            with contextlib.suppress(FileNotFoundError):
+                used += path.stat().st_blocks * 512
+        return SimpleNamespace(used=used)
+
+    monkeypatch.setattr(stress_gauges.shutil, "disk_usage", usage)
     result = stress("60MB", "140MB", op="cholesky", output=tmp_path, keep=True, progress=False)
     assert isinstance(result, CholeskyStressResult)
     assert result.passed
     assert result.tasks > 4
-    assert result.moved == result.planned == result.read + result.generated + result.written
+    assert result.moved == result.planned == result.read + result.written
     assert result.bound > result.n * (result.n + 1) * 8
-    assert result.generated == result.written, "one triangle is generated, one written"
+    triangle = result.n * (result.n + 1) * 4
+    assert result.written >= triangle, "in place, each tile is written"
+    assert result.read >= triangle
+    assert triangle < result.disk_peak < 3 * triangle, "there is room for one triangle, and for tiles on their way"
+    assert result.build_seconds > 0
     assert result.output == tmp_path / "factor.zarr"
     store = open_store(result.output)
     assert store.structure == "lower"
@@ -176,46 +190,90 @@ def test_a_streamed_factorisation_counts_what_it_moves(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["factor.zarr"]
     with pytest.raises(StoreExistsError, match=r"factor\.zarr"):
         stress("60MB", "140MB", op="cholesky", output=tmp_path, progress=False)
-    assert result.output.exists(), "what somebody else made is not removed"
+    assert result.output.exists(), "a factor that was asked for is not removed"
 
 
 class Killed(BaseException):
     """As good as a kill: nobody catches it."""
 
 
-@pytest.mark.parametrize("keep", [True, False])
-def test_an_interrupted_factorisation(keep: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With keep it can be gone on with; without, nothing stays."""
-    size, memory = "60MB", "140MB"
-    seen: list[float] = []
+def interrupt(at: int, error: type[BaseException]) -> Any:
+    """Progress that ends the run in its ``at``-th part: building, factoring, checking."""
+    totals: list[float] = []
 
-    def interrupt(done: float, total: float) -> None:
-        seen.append(done)
-        if done > total / 2:
-            raise Killed
+    def progress(done: float, total: float) -> None:
+        if total not in totals:
+            totals.append(total)
+        if len(totals) > at and done > 0.8 * total:
+            raise error
+
+    return progress
+
+
+def test_an_interrupted_run_is_gone_on_with(tmp_path: Path) -> None:
+    """Whatever it was at, by the same call; only a finished factor that nobody wants goes."""
+    size, memory = "60MB", "100MB"
+
+    def run(progress: Any) -> Any:
+        return stress(size, memory, op="cholesky", output=tmp_path, progress=progress)
 
     with pytest.raises(Killed):
-        stress(size, memory, op="cholesky", output=tmp_path, keep=keep, progress=interrupt)
-    assert bool(list(tmp_path.iterdir())) is keep
-    again = stress(size, memory, op="cholesky", output=tmp_path, keep=keep, progress=False)
-    assert isinstance(again, CholeskyStressResult)
+        run(interrupt(0, Killed))
+    assert not list(tmp_path.iterdir()), "a matrix that is not whole"
+    with pytest.raises(KeyboardInterrupt) as caught:
+        run(interrupt(1, KeyboardInterrupt))
+    assert "factor.zarr" in caught.value.__notes__[0]
+    assert {path.name for path in tmp_path.iterdir()} == {"factor.zarr", "factor.zarr.journal"}
+    with pytest.raises(StoreExistsError, match="seed 5"):
+        stress(size, memory, op="cholesky", output=tmp_path, seed=5, progress=False)
+    with pytest.raises(Killed):  # the matrix is built already, so that checking is the second part
+        run(interrupt(1, Killed))
+    assert [path.name for path in tmp_path.iterdir()] == ["factor.zarr"], "while it was being checked"
+    again = run(False)
     assert again.passed
-    assert (again.reused > 0) is keep
+    assert 0 < again.reused < again.tasks
+    assert again.build_seconds == 0, "the part that went on with the matrix did not build it"
     assert again.rate * again.seconds == pytest.approx(again.n**3 / 3 * (1 - again.reused / again.tasks))
-    assert [path.name for path in tmp_path.iterdir()] == ["factor.zarr"] * keep
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_gone_on_with_is_removed(tmp_path: Path) -> None:
+    with pytest.raises(MemoryLimitError):
+        stress("2MB", "10kB", op="cholesky", output=tmp_path, progress=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_a_folder_it_lies_where_the_next_process_finds_it() -> None:
+    folder = stress_cholesky.default_folder()
+    with pytest.raises(KeyboardInterrupt):
+        stress("60MB", "100MB", op="cholesky", progress=interrupt(1, KeyboardInterrupt))
+    assert {path.name for path in folder.iterdir()} == {"factor.zarr", "factor.zarr.journal"}
+    result = stress("60MB", "100MB", op="cholesky", progress=False)
+    assert isinstance(result, CholeskyStressResult)
+    assert result.reused > 0
+    assert not folder.exists()
 
 
 def test_the_work_of_another_process_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "factor.zarr").mkdir()
+    right = linalg.cholesky
 
     def busy(*args: Any, **kwargs: Any) -> Any:
+        if not kwargs.get("overwrite"):
+            return right(*args, **kwargs)
+        (tmp_path / "factor.zarr.journal").touch()
         raise JournalBusyError("another process is at it")
 
     monkeypatch.setattr(linalg, "cholesky", busy)
-    monkeypatch.setattr(stress_cholesky, "_idle_memory", lambda: 0)
     with pytest.raises(JournalBusyError):
         stress("2MB", "128MB", op="cholesky", output=tmp_path, progress=False)
     assert (tmp_path / "factor.zarr").exists()
+    (tmp_path / "factor.zarr.journal").unlink()
+    monkeypatch.undo()
+    (tmp_path / "other").mkdir()
+    linalg.cholesky(np.eye(20), out=tmp_path / "other" / "factor.zarr")
+    with pytest.raises(StoreExistsError, match="remove it"):
+        stress("2MB", "128MB", op="cholesky", output=tmp_path / "other", progress=False)
+    assert (tmp_path / "other" / "factor.zarr").exists()
 
 
 def test_a_corrupted_factor_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,8 +281,8 @@ def test_a_corrupted_factor_is_caught(tmp_path: Path, monkeypatch: pytest.Monkey
 
     def wrong(*args: Any, **kwargs: Any) -> Any:
         result = right(*args, **kwargs)
-        if "out" in kwargs:
-            store = open_store(kwargs["out"])
+        if kwargs.get("overwrite"):
+            store = open_store(args[0])
             value = np.empty((1, 1))
             place = Rect(400, 401, 17, 18)
             store.begin_write()
@@ -243,8 +301,9 @@ def test_a_corrupted_factor_is_caught(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_the_table_of_a_factorisation_on_a_gpu() -> None:
     result = CholeskyStressResult(
         n=1000, dtype="float64", seed=0, size=8_000_000, route="cuSOLVER", seconds=3.0, rate=1e9, link="PCIe", moved=30_000_000,
-        planned=20_000_000, bound=15_000_000, generated=4_000_000, read=16_000_000, written=4_000_000, disk_read=2e9,
-        disk_write=1e9, disk_seconds=2.0, peak=5, limit=10, gpu_peak=11, gpu_limit=10, reused=4, tasks=9, residual=0.1,
+        planned=20_000_000, bound=15_000_000, build_seconds=1.0, read=16_000_000, written=4_000_000, disk_read=2e9,
+        disk_write=1e9, disk_seconds=2.0, disk_peak=9, peak=5, limit=10, gpu_peak=11, gpu_measured=8, gpu_limit=10,
+        reused=4, tasks=9, residual=0.1,
         tile_residual=31.0, vectors=16, samples=8, check_seconds=0.1, output=None,
     )  # fmt: skip
     rows = dict(result.rows())
@@ -255,6 +314,12 @@ def test_the_table_of_a_factorisation_on_a_gpu() -> None:
     assert "FAILED" in rows["check of tiles"]
     assert "1.500 × the plan" in rows["PCIe bytes"]
     assert "2.00 × the bound" in rows["PCIe bytes"]
-    assert "1.50 times" in rows["planned disk bytes"]
+    assert rows["planned disk bytes"].endswith("at that speed"), "of a part there is nothing to compare with"
+    assert "1.50 times" in dict(dataclasses.replace(result, reused=0).rows())["planned disk bytes"]
     assert rows["reused"] == "4 of 9 tasks"
-    assert dataclasses.replace(result, gpu_limit=11, tile_residual=1.0).passed
+    good = dataclasses.replace(result, gpu_limit=11, tile_residual=1.0)
+    assert good.passed
+    assert "ok" in dict(good.rows())["GPU memory in use"]
+    more = dataclasses.replace(good, gpu_measured=12)
+    assert not more.passed
+    assert "FAILED" in dict(more.rows())["GPU memory in use"]
