@@ -255,21 +255,40 @@ def _scale(number: int) -> float:
 POWER = -0.35
 
 
-def power_law_matrix(n: int) -> Callable[[Any, Any], Any]:
-    """``f(rows, cols)``, elements of a symmetric matrix with the eigenvalues ``i^POWER``: a diagonal between two reflections."""
+def power_law_parts(n: int) -> tuple[Any, Any, Any, float]:
+    """Eigenvalues λ, the vector u of the reflection ``H = 1 - 2 u uᵀ``, ``w = λ u`` and ``uᵀ w``: what ``H λ H`` is made of."""
     import numpy as np
 
     values = np.arange(1, n + 1) ** POWER
     u = np.random.default_rng(5).standard_normal(n)
     u /= np.linalg.norm(u)
     w = values * u
-    middle = float(u @ w)
+    return values, u, w, float(u @ w)
+
+
+def power_law_matrix(n: int) -> Callable[[Any, Any], Any]:
+    """``f(rows, cols)``, elements of a symmetric matrix with the eigenvalues ``i^POWER``: a diagonal between two reflections."""
+    import numpy as np
+
+    values, u, w, middle = power_law_parts(n)
 
     def element(rows: Any, cols: Any) -> Any:
         tile = 4 * middle * np.outer(u[rows], u[cols]) - 2 * (np.outer(u[rows], w[cols]) + np.outer(w[rows], u[cols]))
         return tile + np.where(rows[:, None] == cols[None, :], values[rows][:, None], 0.0)
 
     return element
+
+
+def power_law_strips(cupy: Any, n: int) -> Iterator[tuple[int, Any]]:
+    """The same matrix on the GPU, a few rows at a time, each strip with its first row."""
+    values, u, w, middle = (cupy.asarray(part) for part in power_law_parts(n))
+    height = max(1, (256 << 20) // (8 * n))
+    for r in range(0, n, height):
+        rows = slice(r, min(r + height, n))
+        strip = cupy.outer(4 * middle * u[rows] - 2 * w[rows], u) - cupy.outer(2 * u[rows], w)
+        index = cupy.arange(rows.start, rows.stop)
+        strip[index - r, index] += values[rows]
+        yield r, strip
 
 
 def drop_cache(path: Path) -> None:

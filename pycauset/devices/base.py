@@ -10,8 +10,10 @@ outcome is known only once the job is complete, returns a function that raises t
 from __future__ import annotations
 
 import abc
+import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -137,6 +139,12 @@ class Device(abc.ABC):
     def view(self, slab: Slab, offset: int, shape: tuple[int, int], dtype: np.dtype[Any]) -> Any:
         """A dense row-major tile at ``offset`` bytes into a device slab, as kernels take it."""
 
+    def array(self, slab: Slab, shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[Any, Any]:
+        """An array module with NumPy's interface, and a device slab as an array of it."""
+        assert slab.array is not None
+        size = math.prod(shape) * dtype.itemsize
+        return np, slab.array[:size].view(dtype).reshape(shape)
+
     @abc.abstractmethod
     def reaches(self, store: TileStore, dtype: np.dtype[Any]) -> bool:
         """Whether tiles of the store can be used where they lie: by kernels (unified) or by the copy engine."""
@@ -156,6 +164,10 @@ class Device(abc.ABC):
     def prepare(self, kernel: str, n: int, dtype: DTypeLike) -> None:
         """Take the memory that :meth:`workspace_bytes` counts, so that no task has to; MemoryLimitError when denied."""
         return
+
+    def checked(self, doing: str) -> AbstractContextManager[object]:
+        """A context in which the errors of the device's libraries become typed ones."""
+        return nullcontext()
 
     def synchronize(self) -> None:
         """Wait for everything the device was asked to do; raises what failed."""

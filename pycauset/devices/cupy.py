@@ -253,6 +253,12 @@ class CupyDevice(Device):
     def view(self, slab: Slab, offset: int, shape: tuple[int, int], dtype: np.dtype[Any]) -> TileView:
         return TileView(slab.address + offset, shape[0], shape[1], max(shape[1], 1), dtype, dtype.name)
 
+    def array(self, slab: Slab, shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[Any, Any]:
+        import cupy
+
+        memory = cupy.cuda.UnownedMemory(slab.address, slab.nbytes, slab)
+        return cupy, cupy.ndarray(shape, dtype, cupy.cuda.MemoryPointer(memory, 0))
+
     def reaches(self, store: TileStore, dtype: np.dtype[Any]) -> bool:
         """Whether the copy engine can reach the store's elements at full speed: page-locked, row by row, of this dtype."""
         if store.dtype != dtype:

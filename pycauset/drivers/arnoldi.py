@@ -146,8 +146,8 @@ class ArnoldiDriver:
     _rng: np.random.Generator = field(init=False)
     _size: int = 0
 
-    def run(self) -> Generator[Array, Array, Ritz]:
-        """Ask for products with blocks (n, p) until the wanted pairs are there, or the restarts are used up.
+    def run(self) -> Generator[Any, Any, Ritz]:
+        """Ask for products with blocks (n, p) of the basis until the wanted pairs are there, or the restarts are used up.
 
         Returns
         -------
@@ -189,11 +189,11 @@ class ArnoldiDriver:
         """The first ``count`` eigenvectors of A, of length one (n, count)."""
         y, kind = ritz.vectors[:, :count], self.basis.dtype
         if y.dtype.kind == "c" and kind.kind != "c":
-            both = self.basis.times(np.hstack([y.real, y.imag]).astype(kind))
+            both = self.basis.give(self.basis.times(np.hstack([y.real, y.imag]).astype(kind)))
             x = np.empty((self.plan.n, y.shape[1]), np.result_type(kind, np.complex64))
             x.real, x.imag = both[:, : y.shape[1]], both[:, y.shape[1] :]
         else:
-            x = self.basis.times(y.astype(kind, copy=False))
+            x = self.basis.give(self.basis.times(y.astype(kind, copy=False)))
         lengths = np.linalg.norm(x, axis=0)
         return np.asarray(x / np.where(lengths == 0, 1, lengths))
 
@@ -207,7 +207,7 @@ class ArnoldiDriver:
         if self.start is not None:
             given = min(self.start.shape[1], block)
             x[:, :given] = self.start[:, :given]
-        basis.put(0, orthonormalise(basis, 0, x, self._rng).q)
+        basis.put(0, orthonormalise(basis, 0, basis.take(x), self._rng).q)
         self.starts = max(1, block - given)
         return 0, block
 
@@ -235,8 +235,8 @@ class ArnoldiDriver:
         )
 
     def _look(self, j: int, p: int) -> bool:
-        """Whether a test of convergence is due: after each wide block, every few narrow ones."""
-        every = max(1, (4 if self.round else 8) // p)
+        """Whether a test of convergence is due: after each costly pass, every few cheap ones."""
+        every = max(1, self.plan.look // 2 if self.round else self.plan.look)
         return j >= self.plan.k + max(self.plan.block, 4) and self.passes % every == 0
 
     def _extract(self, j: int, p: int) -> Ritz:
@@ -332,7 +332,8 @@ class ArnoldiDriver:
         width = min(max(plan.block, wide - wide % plan.block), plan.ncv - keep, plan.n - keep)
         small = self._small(ritz, j, z)
         self.basis.rotate(z, 0)
-        new = orthonormalise(self.basis, keep, gaussian(self._rng, (plan.n, width), self.basis.dtype), self._rng)
+        x = self.basis.take(gaussian(self._rng, (plan.n, width), self.basis.dtype))
+        new = orthonormalise(self.basis, keep, x, self._rng)
         self.basis.put(keep, new.q)
         h[...] = 0
         h[:keep, :keep] = small

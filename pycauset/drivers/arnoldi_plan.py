@@ -26,6 +26,8 @@ class ArnoldiPlan:
         Columns of the basis when it is restarted, at most.
     basis_bytes : int
         Of the basis, with the block that stands at its end.
+    look : int
+        Passes from one test of convergence to the next.
     """
 
     n: int
@@ -33,6 +35,7 @@ class ArnoldiPlan:
     block: int
     ncv: int
     basis_bytes: int
+    look: int = 1
 
 
 def plan_arnoldi(
@@ -41,6 +44,7 @@ def plan_arnoldi(
     dtype: np.dtype[Any],
     *,
     passes_cost: bool,
+    resident: bool = False,
     interior: bool = False,
     block: int | None = None,
     ncv: int | None = None,
@@ -50,10 +54,14 @@ def plan_arnoldi(
 
     Where reading A is what a pass costs (``passes_cost``: it lies on disk, or behind PCIe) wide blocks and a large basis save
     passes.
-    In RAM the bytes of A stream through the cores in either case, and a block of one needs the fewest products.
+    In RAM the bytes of A stream through the cores in either case, and a block of one needs the fewest products. In a GPU's memory
+    wide blocks cost no more than narrow ones, but a pass is so short that eigenvalues of a large projected matrix, which the host
+    finds, would take longer.
 
     Parameters
     ----------
+    resident : bool
+        A lies in GPU memory.
     interior : bool
         Eigenvalues inside the spectrum are wanted, which only a large basis tells apart.
     room : int, optional
@@ -62,19 +70,21 @@ def plan_arnoldi(
     Examples
     --------
     >>> plan_arnoldi(12288, 8, np.dtype(float), passes_cost=True)
-    ArnoldiPlan(n=12288, k=8, block=16, ncv=320, basis_bytes=33030144)
+    ArnoldiPlan(n=12288, k=8, block=16, ncv=320, basis_bytes=33030144, look=1)
     >>> plan_arnoldi(12288, 8, np.dtype(float), passes_cost=False).block
     1
     """
+    passes_cost = passes_cost or resident
     if block is None:
         narrow = 1 if n > 4000 else min(4, k + 1)
         block = min(32, max(16, ceil_div(k, 8) * 8), max(narrow, n // 8)) if passes_cost else narrow
     block = max(1, min(block, n))
     if ncv is None:
-        ncv = max(20 * block, 3 * k + 2 * block) if passes_cost else max(2 * k + 4 * block, 40)
+        ncv = max((6 if resident else 20) * block, 3 * k + 2 * block) if passes_cost else max(2 * k + 4 * block, 40)
         if interior:
             ncv = max(ncv, 300)
         if room is not None:
             ncv = min(ncv, room // (n * dtype.itemsize) - block)
     ncv = min(max(ncv, k + 2 * block, k + 3), n)
-    return ArnoldiPlan(n, k, block, ncv, n * (ncv + block) * dtype.itemsize)
+    look = 3 if resident else max(1, 8 // block)
+    return ArnoldiPlan(n, k, block, ncv, n * (ncv + block) * dtype.itemsize, look)

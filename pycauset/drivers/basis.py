@@ -1,7 +1,8 @@
 """The basis of a Krylov space: orthonormal columns, and the few products with them that a driver needs.
 
-Blocks are appended; a restart replaces all columns by combinations of them. Where the columns lie, in an array or in a store on
-disk (:mod:`pycauset.drivers.spilled`), only the basis itself knows.
+Blocks are appended; a restart replaces all columns by combinations of them. Where the columns lie, in RAM, in GPU memory or in a
+store on disk (:mod:`pycauset.drivers.spilled`), only the basis itself knows. Blocks of vectors that it gives and takes lie in
+RAM too, or in GPU memory beside it; small matrices of coefficients are always in RAM.
 """
 
 from __future__ import annotations
@@ -14,12 +15,15 @@ import numpy as np
 
 from pycauset.devices.blas import adjoint_product, product
 
-__all__ = ["ArrayBasis", "Basis"]
+__all__ = ["ArrayBasis", "Basis", "DeviceBasis"]
 
 Array = np.ndarray[Any, Any]
 
 #: Rows of the basis that a restart rotates at once.
 _BAND: Final = 4096
+#: Condition, with columns scaled to one length, up to which a block is factored through its Gram matrix: q is orthogonal to
+#: ε times its square.
+_CONDITION: Final = 100.0
 
 
 class Basis(abc.ABC):
@@ -60,6 +64,38 @@ class Basis(abc.ABC):
     @abc.abstractmethod
     def rotate(self, z: Array, tail: int) -> None:
         """Replace the first ``len(z)`` columns by ``V z``; the ``tail`` columns behind them follow."""
+
+    # -- blocks of vectors, wherever they lie -------------------------------------------------------------------------
+
+    def take(self, x: Array) -> Any:
+        """A block in RAM, brought to where the basis has its blocks."""
+        return x
+
+    def give(self, x: Any) -> Array:
+        """A block of the basis in RAM."""
+        return np.asarray(x)
+
+    def lengths(self, w: Any) -> Array:
+        """Of the columns (p,); along an axis NumPy adds squares, otherwise it would call its own BLAS."""
+        return np.asarray(np.linalg.norm(w, axis=0))
+
+    def combine(self, w: Any, r: Array) -> Any:
+        """``w r``, a fresh block."""
+        return product(w, r)
+
+    def join(self, first: Any, second: Any) -> Any:
+        """One block of the columns of both."""
+        return np.hstack([first, second])
+
+    def qr(self, w: Any) -> tuple[Any, Array]:
+        """``w = q r`` with orthonormal q, up to some hundred times rounding, and triangular r (p, p)."""
+        if w.shape[1] == 1:
+            length = self.lengths(w)
+            return w / length, length.astype(w.dtype).reshape(1, 1)
+        import scipy.linalg  # whose threads the kernels wake as well, see pycauset.devices.blas.product
+
+        q, r = scipy.linalg.qr(w, mode="economic", check_finite=False)
+        return q, r
 
     def clear(self) -> None:  # noqa: B027 - an array can be overwritten as it is
         """Forget all columns."""
@@ -115,3 +151,87 @@ class ArrayBasis(Basis):
             v[r : r + _BAND, :keep] = product(v[r : r + _BAND, :count], z)
         if tail:
             v[:, keep : keep + tail] = v[:, count : count + tail].copy()
+
+
+class DeviceBasis(Basis):
+    """Columns in GPU memory, worked on through an array module with NumPy's interface.
+
+    Parameters
+    ----------
+    v : array (n, columns)
+        Of the module, Fortran-ordered.
+    xp : module
+        CuPy; NumPy serves as a stand-in.
+
+    Examples
+    --------
+    >>> basis = DeviceBasis(np.zeros((3, 4)).T, np)
+    >>> basis.put(0, np.eye(4)[:, :2])
+    >>> basis.inner(2, np.arange(4.0)[:, None]).ravel()
+    array([0., 1.])
+    """
+
+    def __init__(self, v: Any, xp: Any) -> None:
+        self._v, self._xp = v, xp
+        self.n, self.dtype = len(v), np.dtype(v.dtype)
+        self._home = getattr(xp, "asnumpy", np.asarray)
+
+    def block(self, start: int, stop: int) -> Any:
+        return self._v[:, start:stop]
+
+    def put(self, start: int, q: Any) -> None:
+        self._v[:, start : start + q.shape[1]] = q
+
+    def inner(self, count: int, w: Any) -> Array:
+        return np.asarray(self._home(self._v[:, :count].T.conj() @ w))
+
+    def subtract(self, count: int, w: Any, c: Array) -> Any:
+        return w - self.combine(self._v[:, :count], c)
+
+    def times(self, y: Array) -> Any:
+        return self.combine(self._v[:, : len(y)], y)
+
+    def rotate(self, z: Array, tail: int) -> None:
+        v, (count, keep) = self._v, z.shape
+        z = self._xp.asarray(z)
+        for r in range(0, self.n, 4 * _BAND):
+            v[r : r + 4 * _BAND, :keep] = v[r : r + 4 * _BAND, :count] @ z
+        if tail:
+            v[:, keep : keep + tail] = v[:, count : count + tail].copy()
+
+    def take(self, x: Array) -> Any:
+        return self._xp.asarray(x)
+
+    def give(self, x: Any) -> Array:
+        return np.asarray(self._home(self._xp.ascontiguousarray(x)))  # reordered there, where memory is fast
+
+    def lengths(self, w: Any) -> Array:
+        return np.asarray(self._home(self._xp.linalg.norm(w, axis=0)))
+
+    def combine(self, w: Any, r: Array) -> Any:
+        return w @ self._xp.asarray(r)
+
+    def join(self, first: Any, second: Any) -> Any:
+        return self._xp.concatenate([first, second], axis=1)
+
+    def qr(self, w: Any) -> tuple[Any, Array]:
+        found = self._cholesky_qr(w)
+        if found is None:
+            q, r = self._xp.linalg.qr(w)
+            return q, np.asarray(self._home(r))
+        return found
+
+    def _cholesky_qr(self, w: Any) -> tuple[Any, Array] | None:
+        """Two small products where Householder's method takes many small steps; None if rounding could spoil it."""
+        gram = np.asarray(self._home(w.T.conj() @ w))
+        lengths = np.sqrt(np.abs(np.diagonal(gram)))
+        if not (lengths > 0).all():
+            return None
+        try:
+            r = np.linalg.cholesky(gram / np.outer(lengths, lengths)).conj().T
+        except np.linalg.LinAlgError:
+            return None
+        inverse = np.linalg.inv(r)
+        if np.linalg.norm(r, 2) * np.linalg.norm(inverse, 2) > _CONDITION:
+            return None
+        return self.combine(w, inverse / lengths[:, None]), np.asarray(r * lengths)

@@ -31,6 +31,8 @@ __all__ = ["MIRRORS", "BlockProductDriver", "BlockProductPlan"]
 _A, _X, _Y, _Z = 0, 1, 2, 3
 _SMALLEST: Final = 4 << 20
 _PIECE: Final = 16 << 20
+#: Rows and columns of a tile of an array without chunks; long rows are copied to a GPU at the link's full rate.
+_FREE, _FREE_ON_GPU = 1024, 4096
 
 #: How the tile above the diagonal follows from the one below: operation and factor.
 MIRRORS: Final = {"symmetric": ("T", 1.0), "hermitian": ("H", 1.0), "skew": ("T", -1.0), "skew-hermitian": ("H", -1.0)}
@@ -121,7 +123,7 @@ class BlockProductDriver:
             0 if device.unified and device.reaches(s, self.dtype) else ceil_div(max(s.shape), 1) for s in self.stores[1:]
         )
         beside = others * self.width * size
-        tile = self._tile((room - beside) // 3, 1024 if device.unified else 2048)
+        tile = self._tile((room - beside) // 3, _FREE if device.unified else _FREE_ON_GPU)
         rows, cols = ceil_div(m, tile[0]), ceil_div(n, tile[1])
         count = rows * (rows + 1) // 2 if self.mirror else rows * cols
         slot = round_up(tile[0] * tile[1] * size, 4096)

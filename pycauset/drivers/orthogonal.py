@@ -23,13 +23,13 @@ Array = np.ndarray[Any, Any]
 class Orthonormal(NamedTuple):
     """``W = V C + Q R`` with orthonormal ``Q``, orthogonal to ``V``; rows of ``R`` for refilled columns are zero."""
 
-    q: Array
+    q: Any
     c: Array
     r: Array
     rank: int
 
 
-def orthonormalise(basis: Basis, count: int, w: Array, rng: np.random.Generator) -> Orthonormal:
+def orthonormalise(basis: Basis, count: int, w: Any, rng: np.random.Generator) -> Orthonormal:
     """Split a block into its part in the span of a basis and an orthonormal rest.
 
     Parameters
@@ -37,8 +37,8 @@ def orthonormalise(basis: Basis, count: int, w: Array, rng: np.random.Generator)
     basis : Basis
     count : int
         Columns of it that are in use, V.
-    w : ndarray (n, p)
-        The block; left alone.
+    w : array (n, p)
+        The block, where the basis has its blocks; left alone.
     rng : numpy.random.Generator
         Columns that depend on the others, or on V, are replaced by random ones as long as there are any: the
         block keeps its width, and directions that it had lost can come back.
@@ -53,60 +53,45 @@ def orthonormalise(basis: Basis, count: int, w: Array, rng: np.random.Generator)
     (1, True, True)
     """
     width = min(w.shape[1], basis.n - count)
-    before = np.linalg.norm(w, axis=0)
+    before = basis.lengths(w)
     c = basis.inner(count, w)
-    q, r, rank = _factor(basis.subtract(count, w, c), before)
+    q, r, rank = _factor(basis, basis.subtract(count, w, c), before)
     if rank < width:
-        q = np.hstack([q[:, :rank], _fresh(basis, count, q[:, :rank], width - rank, rng)])
+        q = basis.join(q[:, :rank], _fresh(basis, count, q[:, :rank], width - rank, rng))
         r = np.vstack([r[:rank], np.zeros((width - rank, w.shape[1]), r.dtype)])
     else:
         q, r = q[:, :width], r[:width]
     again = basis.inner(count, q)
-    q, s = _qr(basis.subtract(count, q, again))
+    q, s = basis.qr(basis.subtract(count, q, again))
     return Orthonormal(q, c + product(again, r), product(s, r), rank)
 
 
-def _qr(w: Array) -> tuple[Array, Array]:
-    if w.shape[1] == 1:
-        length = _length(w)
-        return w / length, np.full((1, 1), length, w.dtype)
-    import scipy.linalg  # whose threads the kernels wake as well, see pycauset.devices.blas.product
-
-    q, r = scipy.linalg.qr(w, mode="economic", check_finite=False)
-    return q, r
-
-
-def _length(w: Array) -> float:
-    """Of a single column; along an axis NumPy adds squares, otherwise it would call its own BLAS."""
-    return float(np.linalg.norm(w, axis=0)[0])
-
-
-def _factor(w: Array, scale: Array) -> tuple[Array, Array, int]:
+def _factor(basis: Basis, w: Any, scale: Array) -> tuple[Any, Array, int]:
     """``w = q r`` and its numerical rank, where ``scale`` are the lengths that its columns had before they were projected."""
     floor = 20 * np.finfo(w.dtype).eps * float(scale.max(initial=0.0))
     if w.shape[1] == 1:
-        length = _length(w)
-        rank = int(length > floor)
-        return (w / length if rank else w), np.full((1, 1), length, w.dtype), rank
+        length = basis.lengths(w)
+        rank = int(length[0] > floor)
+        return (w / length[0] if rank else w), length.astype(w.dtype).reshape(1, 1), rank
     import scipy.linalg
 
-    tall, small = _qr(w)  # pivots are looked for in the small factor: among long columns they cost more than the rest
+    tall, small = basis.qr(w)  # pivots are looked for in the small factor: among long columns they cost more than the rest
     q, r, order = scipy.linalg.qr(small, mode="economic", pivoting=True, check_finite=False)
-    q = product(tall, q)
     rank = int(np.count_nonzero(np.abs(np.diagonal(r)) > floor))
     back = np.empty_like(r)
     back[:, order] = r
-    return q, back, rank
+    return basis.combine(tall, q), back, rank
 
 
-def _fresh(basis: Basis, count: int, q: Array, width: int, rng: np.random.Generator) -> Array:
+def _fresh(basis: Basis, count: int, q: Any, width: int, rng: np.random.Generator) -> Any:
     """Random orthonormal columns, orthogonal to the basis and to ``q``."""
+    known = basis.give(q)
     x = gaussian(rng, (basis.n, width), basis.dtype)
     for _ in range(3):
-        x = basis.subtract(count, x, basis.inner(count, x))
-        x = x - product(q, adjoint_product(q, x))
-        x, _ = _qr(x)
-    return x.astype(basis.dtype, copy=False)
+        block = basis.take(x)
+        x = basis.give(basis.subtract(count, block, basis.inner(count, block)))
+        x = basis.give(basis.qr(basis.take(x - product(known, adjoint_product(known, x))))[0])
+    return basis.take(x.astype(basis.dtype, copy=False))
 
 
 def gaussian(rng: np.random.Generator, shape: tuple[int, int], dtype: np.dtype[Any]) -> Array:

@@ -120,7 +120,7 @@ def _pieces(size: int, width: int, step: int) -> Iterator[tuple[int, int]]:
 
 def _write(file: BinaryIO, request: dict[str, Any], begun: Restart, basis: Basis, columns: int, step: int) -> None:
     crc = 0
-    parts = (basis.block(*piece).T for piece in _pieces(begun.size, begun.width, step))
+    parts = (basis.give(basis.block(*piece)).T for piece in _pieces(begun.size, begun.width, step))
     for part in itertools.chain(parts, [begun.h]):
         data = np.ascontiguousarray(part)
         crc = crc32c(data, crc)
@@ -171,7 +171,7 @@ def _read(file: BinaryIO, request: dict[str, Any], basis: Basis) -> tuple[Restar
         return data
 
     for first, stop in _pieces(size, width, int(record["step"])):
-        basis.put(first, take(stop - first, basis.n).T)
+        basis.put(first, basis.take(take(stop - first, basis.n).T))
     h = take(size + width, size)
     if crc != record["crc"]:
         raise ValueError("its checksum does not fit")

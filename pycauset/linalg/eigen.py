@@ -8,16 +8,17 @@ from typing import Any
 
 import numpy as np
 
+from pycauset import devices
 from pycauset.drivers.ritz import GENERAL, HERMITIAN
 from pycauset.errors import ConfigError, NotConvergedError
 from pycauset.linalg.convergence import watched
 from pycauset.linalg.krylov import EigenStatistics, Request, check_residuals, pairs, pairs_residuals
-from pycauset.linalg.operators import Operator, operator, seeded_start
+from pycauset.linalg.operators import Operator, limits_for, operator, seeded_start
 from pycauset.linalg.results import check_options
 from pycauset.linalg.spectral import Pencil, Transformed, pencil
 from pycauset.linalg.whole import pairs_by_lapack
 from pycauset.solver.products import Product
-from pycauset.solver.run import clean_stop, operation_limits
+from pycauset.solver.run import Limits, clean_stop, named_limit
 
 __all__ = ["eigs", "eigsh"]
 
@@ -56,7 +57,7 @@ def eigsh(
 
     Parameters
     ----------
-    A : Matrix, array_like, sparse matrix or LinearOperator (n, n), or path
+    A : Matrix, array_like, CuPy array, sparse matrix or LinearOperator (n, n), or path
         Hermitian, which is believed: of a matrix on disk only the tiles on and below the diagonal are read.
     k : int
         Eigenvalues wanted. From ``n - 1`` on, and for n up to 64, LAPACK takes the whole matrix.
@@ -147,7 +148,7 @@ def eigsh(
     check_options(None, resume)
     request.resume = resume
     if check:
-        a.check_hermitian(operation_limits(memory, gpu_memory).memory)
+        a.check_hermitian(named_limit(memory, "memory"))
     values, vectors, stats = _find(request, "hermitian", a, changed, memory, gpu_memory, progress)
     order = np.argsort(values.real, kind="stable")
     return _returned(values[order].real, vectors[:, order], stats, order, return_eigenvectors, return_stats, return_history)
@@ -249,7 +250,7 @@ def _find(
     request: Request, kind: str, a: Operator, pencil: Pencil | None, memory: Any, gpu_memory: Any, progress: Any
 ) -> tuple[Array, Array, EigenStatistics]:
     """The k most wanted pairs."""
-    limits = operation_limits(memory, gpu_memory)
+    limits = limits_for(a, memory, gpu_memory)
     with clean_stop(), limits.scope(request.name) as scope, ExitStack() as stack:
         if request.k >= request.n - 1 or (request.small and pencil is None):
             return pairs_by_lapack(request, kind, a, pencil, scope)
@@ -261,14 +262,18 @@ def _find(
         request.progress = stack.enter_context(watched(progress, request.name, request.k))
         mirror = a.mirror(kind == "hermitian")
 
-        def open_product(width: int, taken: int) -> Product:
+        def open_product(width: int, left: Limits) -> Product:
             if changed is not None:
-                return changed.open(width, taken, limits)
-            return a.product(width, limits, scope, mirror=mirror, taken=taken)
+                return changed.open(width, left)
+            return a.product(width, left, scope, where, mirror=mirror)
 
         request.origin = a.origin(mirror) if changed is None else None
-        costly = a.passes_cost(limits) or changed is not None
-        machine, ritz, product = pairs(request, kind, open_product, limits, scope, stack, passes_cost=costly)
+        where = a.device(limits, mirror) if changed is None else devices.cpu()
+        costly = a.passes_cost(where) or changed is not None
+        resident = a.resident is not None and changed is None
+        machine, ritz, product = pairs(
+            request, kind, open_product, limits, scope, stack, passes_cost=costly, where=where, resident=resident
+        )
         count = min(request.k, len(ritz.values))
         values, vectors = ritz.values[:count], machine.vectors(ritz, count)
         if kind == "hermitian":  # the basis is orthonormal up to some thousand times rounding

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from pycauset.devices.base import Device
 from pycauset.drivers.arnoldi import ArnoldiDriver, Progress
 from pycauset.drivers.ritz import Ritz
 from pycauset.errors import ConfigError, NotConvergedError, ShapeError
@@ -170,12 +171,14 @@ def _count(name: str, what: str, value: Any) -> int:
 def pairs(
     request: Request,
     kind: str,
-    open_product: Callable[[int, int], Product],
+    open_product: Callable[[int, Limits], Product],
     limits: Limits,
     scope: Scope,
     stack: ExitStack,
     *,
     passes_cost: bool,
+    where: Device,
+    resident: bool = False,
     scale: Callable[[Array, float], Any] | None = None,
     extra: int = 0,
 ) -> tuple[ArnoldiDriver, Ritz, Product]:
@@ -184,7 +187,11 @@ def pairs(
     Parameters
     ----------
     open_product : callable
-        ``open_product(width, taken)`` gives the product with blocks of up to ``width`` vectors, ``taken`` bytes being used up.
+        ``open_product(width, left)`` gives the product with blocks of up to ``width`` vectors, within the limits left.
+    where : Device
+        Where products are computed.
+    resident : bool
+        A lies in that device's memory.
     """
     doubled = 2 if kind != "hermitian" and request.dtype.kind != "c" else 1
     k = request.k + extra
@@ -198,21 +205,24 @@ def pairs(
         request.which in ("SM", "SI"),
         request.block,
         request.ncv,
+        None if where.unified else where,
+        resident,
     )
     placed = place(sizes, open_product, limits, scope, stack)
-    plan, product = placed.plan, placed.product
+    plan, product, basis = placed.plan, placed.product, placed.basis
     # The driver's residuals are estimates, to which each restart adds a little: the measured ones shall keep the tolerance.
     tol = max(_MARGIN * request.tol, 4 * float(np.finfo(request.dtype).eps))
-    machine = ArnoldiDriver(plan, placed.basis, kind, request.which, tol, request.maxiter, start=request.start, scale=scale)
+    machine = ArnoldiDriver(plan, basis, kind, request.which, tol, request.maxiter, start=request.start, scale=scale)
     _keep_checkpoints(request, kind, placed, machine)
     tell = request.progress
 
-    def multiply(x: Array) -> Array:
+    def multiply(x: Any) -> Any:
         if tell is not None:
             tell(machine)
-        return product(x)
+        return product(x) if product.resident else basis.take(product(basis.give(x)))
 
-    ritz = drive(machine.run(), multiply)
+    with where.checked(f"{request.name}: work on a basis"):
+        ritz = drive(machine.run(), multiply)
     if tell is not None:
         tell(machine)
     return machine, ritz, product
@@ -229,7 +239,7 @@ def _keep_checkpoints(request: Request, kind: str, placed: Placed, machine: Arno
         "problem": [request.name, kind, request.which, request.n, request.k, request.dtype.name, request.tol],
         "start": None if start is None else [crc32c(np.ascontiguousarray(start)), list(start.shape)],
         # Whatever changes the order of sums.
-        "plan": [plan.block, plan.ncv, getattr(getattr(basis, "plan", None), "rows", 0)],
+        "plan": [plan.block, plan.ncv, getattr(getattr(basis, "plan", None), "rows", 0), type(basis).__name__],
         "product": [type(product).__name__, list(getattr(getattr(product, "plan", None), "tile", ()))],
         "versions": versions(),
     }

@@ -17,11 +17,11 @@ from pycauset.governor import Scope, Ticket
 from pycauset.linalg.operands import dimensions, in_memory, kernel_type
 from pycauset.matrix import Matrix, asmatrix
 from pycauset.properties import known
-from pycauset.solver.products import ArrayProduct, CalledProduct, Product, StreamedProduct, blame
-from pycauset.solver.run import Limits
+from pycauset.solver.products import ArrayProduct, CalledProduct, Product, ResidentProduct, StreamedProduct, blame
+from pycauset.solver.run import Limits, operation_limits
 from pycauset.tiling import Rect
 
-__all__ = ["Called", "Operator", "operator", "seeded_start"]
+__all__ = ["Called", "Operator", "limits_for", "operator", "seeded_start"]
 
 Array = np.ndarray[Any, Any]
 
@@ -38,6 +38,8 @@ class Operator:
     matrix : Matrix or None
     linear : object or None
         A sparse matrix or `LinearOperator`.
+    resident : array or None
+        An array in GPU memory, of the module ``xp``.
     """
 
     name: str
@@ -45,11 +47,18 @@ class Operator:
     dtype: np.dtype[Any]
     matrix: Matrix | None = None
     linear: Any = None
+    resident: Any = None
+    xp: Any = None
 
-    def passes_cost(self, limits: Limits) -> bool:
+    def device(self, limits: Limits, mirror: str | None = None) -> Device:
+        """Where products are computed."""
+        if self.resident is not None:
+            return devices.gpu() or devices.cpu()
+        return devices.cpu() if self.matrix is None else _device(self.name, self.matrix, limits, mirror is not None)
+
+    def passes_cost(self, where: Device) -> bool:
         """Whether a pass costs moving the matrix, however many vectors it serves: from a disk, or to a GPU."""
-        a = self.matrix
-        return a is not None and (in_memory(a.store) is None or not _device(self.name, a, limits, 24).unified)
+        return self.matrix is not None and (in_memory(self.matrix.store) is None or not where.unified)
 
     def mirror(self, hermitian: bool) -> str | None:
         """How one triangle follows from the other, as claimed or stored, or because the caller says ``hermitian``."""
@@ -78,23 +87,27 @@ class Operator:
         return request_of(self.name, {"mirror": mirror}, {"a": (a.store, a.op)})
 
     def product(
-        self, width: int, limits: Limits, scope: Scope, *, mirror: str | None = None, gram: str = "", taken: int = 0
+        self, width: int, limits: Limits, scope: Scope, where: Device, *, mirror: str | None = None, gram: str = ""
     ) -> Product:
         """Products with blocks of up to ``width`` vectors.
 
         Parameters
         ----------
+        limits : Limits
+            What is left.
+        where : Device
+            As from `device`.
         mirror : str, optional
             As from `mirror`.
         gram : {"", "tall", "wide"}
             Products with ``Aᴴ A``, or with ``A Aᴴ``.
-        taken : int
-            Bytes of the limit that are taken already.
         """
+        if self.resident is not None:
+            array = self.resident.T.conj() if gram == "wide" else self.resident
+            return ResidentProduct(array, self.xp, self.dtype, gram=bool(gram))
         if self.matrix is None:
             return self._called(gram)
         a = self.matrix.H if gram == "wide" else self.matrix
-        where = _device(self.name, a, limits, width)
         if where.unified and a._array is not None:
             array, real = a._array, self.dtype.kind != "c"
             if mirror == "symmetric" and array.flags.f_contiguous:
@@ -109,7 +122,7 @@ class Operator:
             elif op != "C":
                 mirror = None  # rare, and not worth a sign: both triangles are read
         return StreamedProduct(
-            where, a.store, self.dtype, width, op=op, mirror=mirror, gram=bool(gram), limits=limits, scope=scope, taken=taken
+            where, a.store, self.dtype, width, op=op, mirror=mirror, gram=bool(gram), limits=limits, scope=scope
         )
 
     def _called(self, gram: str) -> Product:
@@ -143,7 +156,12 @@ class Operator:
         n = self.shape[1]
         if self.matrix is not None:
             return self.matrix.to_numpy(force=True).astype(self.dtype)
+        if self.resident is not None:
+            return np.asarray(self._on_host(), self.dtype)
         return np.asarray(self.linear @ np.eye(n, dtype=self.dtype), self.dtype)
+
+    def _on_host(self) -> Array:
+        return np.asarray(getattr(self.xp, "asnumpy", np.asarray)(self.resident))
 
     @property
     def sparse(self) -> bool:
@@ -165,10 +183,12 @@ class Operator:
         """
         if self.matrix is not None:
             return self.matrix
-        if not self.sparse:
+        if not self.sparse and self.resident is None:
             raise ConfigError(f"{self.name}: {what} must be factored, and a LinearOperator has no elements; give a matrix")
         nbytes = self.shape[0] * self.shape[1] * self.dtype.itemsize
-        stack.enter_context(scope.require("host", nbytes, owner=f"{self.name}: sparse {what} as a dense array"))
+        stack.enter_context(scope.require("host", nbytes, owner=f"{self.name}: {what} as an array in RAM"))
+        if self.resident is not None:
+            return asmatrix(self._on_host())
         return asmatrix(self.linear.toarray())
 
     def check_hermitian(self, memory: int | None) -> None:
@@ -186,6 +206,9 @@ class Operator:
         if self.matrix is not None:
             check_hermitian(self.name, self.matrix.store, memory)
             return
+        if self.resident is not None:
+            self._check_resident()
+            return
         if not self.sparse:
             raise ConfigError(f"{self.name}: check=True compares elements, and a LinearOperator has none; leave check out")
         entries = (self.linear - self.linear.conj().T).tocoo()
@@ -193,6 +216,16 @@ class Operator:
         if len(bad):
             i, j = sorted((int(entries.row[bad[0]]), int(entries.col[bad[0]])), reverse=True)
             raise NotHermitianError(f"{self.name}: a[{i}, {j}] is not the conjugate of a[{j}, {i}]; symmetrize a", index=(i, j))
+
+    def _check_resident(self) -> None:
+        a, xp = self.resident, self.xp
+        for r in range(0, len(a), 1024):
+            bad = xp.argwhere(a[r : r + 1024] != a[:, r : r + 1024].T.conj())
+            if len(bad):
+                i, j = int(bad[0][0]) + r, int(bad[0][1])
+                raise NotHermitianError(
+                    f"{self.name}: a[{i}, {j}] is not the conjugate of a[{j}, {i}]; symmetrize a", index=(i, j)
+                )
 
     # -- NaN and infinity ---------------------------------------------------------------------------------------------
 
@@ -214,6 +247,10 @@ class Operator:
                     store.read(rect, tile)
                     if not np.isfinite(tile).all():
                         blame(store, [rect])
+        elif self.resident is not None:
+            product = ResidentProduct(self.resident, self.xp, self.dtype)
+            if not self.xp.isfinite(self.resident).all():
+                product.blame()
         elif self.sparse:
             entries = self.linear.tocoo()
             bad = np.flatnonzero(~np.isfinite(entries.data))
@@ -276,7 +313,9 @@ def operator(name: str, a: Any, *, square: bool = True) -> Operator:
 
         a = open_matrix(a)
     made: Operator
-    if not isinstance(a, (Matrix, np.ndarray, list, tuple)) and _is_linear(a):
+    if hasattr(a, "__cuda_array_interface__"):
+        made = _resident(name, a)
+    elif not isinstance(a, (Matrix, np.ndarray, list, tuple)) and _is_linear(a):
         if a.dtype is None:
             raise DtypeError(f"{name}: the LinearOperator has no dtype; give it one")
         rows, cols = (int(s) for s in a.shape)
@@ -289,6 +328,19 @@ def operator(name: str, a: Any, *, square: bool = True) -> Operator:
     if square and made.shape[0] != made.shape[1]:
         raise ShapeError(f"{name}: A has shape {made.shape}; it must be square")
     return made
+
+
+def _resident(name: str, a: Any) -> Operator:
+    """An array in GPU memory, used where it lies."""
+    from pycauset.hardware.probe import gpu_problem, import_cupy
+
+    xp = import_cupy()
+    if xp is None or devices.gpu() is None:
+        raise BackendError(f"{name}: A lies in GPU memory, and the GPU cannot be used: {gpu_problem()}")
+    array = xp.asarray(a)
+    if array.ndim != 2:
+        raise ShapeError(f"{name}: A has shape {array.shape}; it must be a matrix of two dimensions")
+    return Operator(name, array.shape, kernel_type(name, np.dtype(array.dtype)), resident=array, xp=xp)
 
 
 def seeded_start(name: str, n: int, v0: Any, rng: Any) -> Any:
@@ -316,8 +368,42 @@ def _is_linear(a: Any) -> bool:
     )
 
 
-def _device(name: str, a: Matrix, limits: Limits, width: int) -> Device:
-    """Where the products run: on the GPU where the profile says that a pass takes less time there."""
+#: Passes over A that an iteration takes, about: with wide blocks, and with single vectors.
+_WIDE_PASSES, _NARROW_PASSES = 20, 50
+_WIDTH = 16
+#: Below, a matrix is no work for a GPU.
+_LEAST_BYTES = 1 << 28
+
+
+def limits_for(a: Operator, memory: Any, gpu_memory: Any) -> Limits:
+    """What an operation on ``a`` may take; if products may run on the GPU, it is woken up, so that it has memory."""
+    backend = config.get("backend")
+    if a.resident is not None or (a.matrix is not None and backend == "gpu"):
+        devices.gpu()
+    elif a.matrix is not None and backend == "auto" and a.matrix.nbytes >= _LEAST_BYTES:
+        from pycauset.devices.audit import load_profile
+
+        profile = load_profile()
+        if profile.gpu is not None and _seconds_on_cpu(a.matrix, kernel_type(a.name, a.dtype), False) > profile.gpu.start_seconds:
+            devices.gpu()
+    return operation_limits(memory, gpu_memory)
+
+
+def _seconds_on_cpu(a: Matrix, dtype: np.dtype[Any], mirrored: bool) -> float:
+    """Of a whole iteration."""
+    from pycauset.devices.audit import load_profile
+
+    profile = load_profile()
+    nbytes = a.nbytes / (2 if mirrored else 1)
+    if in_memory(a.store) is not None:
+        return _NARROW_PASSES * nbytes / profile.cpu.copy_bandwidth_all
+    flops = 2.0 * a.size * _WIDTH * (4 if dtype.kind == "c" else 1)
+    rate = profile.gemm_rate("cpu", dtype.name, 1000.0)
+    return _WIDE_PASSES * max(nbytes / profile.disk.read_bandwidth, nbytes / profile.cpu.copy_bandwidth_all, flops / rate)
+
+
+def _device(name: str, a: Matrix, limits: Limits, mirrored: bool) -> Device:
+    """Where the products run: on the GPU where the profile says that an iteration takes less time there."""
     backend = config.get("backend")
     if backend == "cpu":
         return devices.cpu()
@@ -326,7 +412,7 @@ def _device(name: str, a: Matrix, limits: Limits, width: int) -> Device:
         if gpu is None:
             raise BackendError(f"{name}: there is no usable GPU; call pycauset.cuda.info() for the reason")
         return gpu
-    if a.nbytes < 1 << 28:
+    if a.nbytes < _LEAST_BYTES:
         return devices.cpu()
     from pycauset.devices.audit import load_profile
 
@@ -334,14 +420,13 @@ def _device(name: str, a: Matrix, limits: Limits, width: int) -> Device:
     if profile.gpu is None:
         return devices.cpu()
     dtype = kernel_type(name, a.dtype)
-    on_disk = in_memory(a.store) is None
-    source = profile.disk.read_bandwidth if on_disk else float("inf")
-    flops = 2.0 * a.size * width * (4 if dtype.kind == "c" else 1)
-    on_cpu = max(
-        a.nbytes / profile.cpu.copy_bandwidth_all, a.nbytes / source, flops / profile.gemm_rate("cpu", dtype.name, 1000.0)
-    )
-    held = min(1.0, limits.device / max(a.nbytes, 1))
-    on_gpu = (1 - held) * max(a.nbytes / profile.gpu.h2d_pinned, a.nbytes / source)
-    if 20 * (on_cpu - on_gpu) < profile.gpu.start_seconds + a.nbytes / profile.gpu.h2d_pinned:
+    nbytes = a.nbytes / (2 if mirrored else 1)
+    source = profile.disk.read_bandwidth if in_memory(a.store) is None else profile.cpu.copy_bandwidth_all
+    link = min(profile.gpu.h2d_pinned, source)
+    held = min(1.0, limits.device / max(nbytes, 1))
+    on_gpu = nbytes / link * (1 + (_WIDE_PASSES - 1) * (1 - held))
+    if devices.gpu_is_cold():
+        on_gpu += profile.gpu.start_seconds
+    if _seconds_on_cpu(a, dtype, mirrored) <= on_gpu:
         return devices.cpu()
     return devices.gpu() or devices.cpu()

@@ -11,11 +11,11 @@ import numpy as np
 from pycauset.errors import ConfigError, NotConvergedError
 from pycauset.linalg.convergence import watched
 from pycauset.linalg.krylov import EigenStatistics, Request, pairs
-from pycauset.linalg.operators import Operator, operator, seeded_start
+from pycauset.linalg.operators import Operator, limits_for, operator, seeded_start
 from pycauset.linalg.results import check_options
 from pycauset.progress import reporter
 from pycauset.solver.products import Product
-from pycauset.solver.run import clean_stop, operation_limits
+from pycauset.solver.run import Limits, clean_stop, operation_limits
 
 __all__ = ["randomized_svd", "svds"]
 
@@ -52,7 +52,7 @@ def svds(
 
     Parameters
     ----------
-    A : Matrix, array_like, sparse matrix or LinearOperator (m, n), or path
+    A : Matrix, array_like, CuPy array, sparse matrix or LinearOperator (m, n), or path
     k : int
         Up to ``min(m, n)``; from ``min(m, n) - 1`` on LAPACK takes the whole matrix.
     tol : float
@@ -123,7 +123,8 @@ def _iterate(
     request: Request, a: Operator, loosely: bool, memory: Any, gpu_memory: Any
 ) -> tuple[Array, Array, Array, EigenStatistics]:
     eps = float(np.finfo(a.dtype).eps)
-    limits = operation_limits(memory, gpu_memory)
+    limits = limits_for(a, memory, gpu_memory)
+    where = a.device(limits)
     tol = request.tol
 
     def scale(values: Array, norm: float) -> Array:
@@ -132,12 +133,21 @@ def _iterate(
 
     with limits.scope(request.name) as scope, ExitStack() as stack:
 
-        def open_product(width: int, taken: int) -> Product:
-            return a.product(width, limits, scope, gram=_gram(a), taken=taken)
+        def open_product(width: int, left: Limits) -> Product:
+            return a.product(width, left, scope, where, gram=_gram(a))
 
         wanted = replace(request, which="LA" if request.which == "LM" else "SA", origin=a.origin(None))
         machine, ritz, product = pairs(
-            wanted, "hermitian", open_product, limits, scope, stack, passes_cost=a.passes_cost(limits), scale=scale
+            wanted,
+            "hermitian",
+            open_product,
+            limits,
+            scope,
+            stack,
+            passes_cost=a.passes_cost(where),
+            where=where,
+            resident=a.resident is not None,
+            scale=scale,
         )
         v = machine.vectors(ritz, min(request.k, len(ritz.values)))
         norm = machine.norm**0.5
@@ -229,7 +239,7 @@ def randomized_svd(
 
     Parameters
     ----------
-    A : Matrix, array_like, sparse matrix or LinearOperator (m, n), or path
+    A : Matrix, array_like, CuPy array, sparse matrix or LinearOperator (m, n), or path
     k : int
     oversample : int
         More random vectors than values wanted.
@@ -279,12 +289,12 @@ def randomized_svd(
     x = rng.standard_normal((order, width)).astype(a.dtype)
     if a.dtype.kind == "c":
         x = x + 1j * rng.standard_normal((order, width)).astype(x.real.dtype)
-    limits = operation_limits(memory, gpu_memory)
+    limits = limits_for(a, memory, gpu_memory)
     with clean_stop(), limits.scope(name) as scope:
         work = 3 * order * width * a.dtype.itemsize
         with (
             scope.require("host", work, owner=f"{name}: {width} vectors of {order}"),
-            a.product(width, limits, scope, gram=_gram(a), taken=work) as product,
+            a.product(width, limits.less(work), scope, a.device(limits), gram=_gram(a)) as product,
             reporter(progress, name, float(passes)) as report,
         ):
             for done in range(1, passes):

@@ -189,15 +189,16 @@ class Transformed:
             self._factor = factored(inner, what, stack, scope, progress=progress, **self._limits)
         self._solve: Callable[[Array], Array] | None = None if p.sigma is None else self._inverse()
 
-    def open(self, width: int, taken: int, limits: Limits) -> Product:
-        """The product, for blocks of up to ``width`` vectors, when ``taken`` bytes of the limit are used up."""
+    def open(self, width: int, left: Limits) -> Product:
+        """The product, for blocks of up to ``width`` vectors, within the limits left."""
         p, solve = self.pencil, self._solve
         if self._memory is not None:  # half of the rest for solves, half for products
-            self._limits["memory"] = max(1, (self._memory - taken) // 2)
-        taken += (limits.host - taken) // 2
+            self._limits["memory"] = max(1, (left.host + left.reserve) // 2)
+        left = left.less(left.host // 2)
 
         def multiply(by: Operator) -> Product:
-            return by.product(width, limits, self._scope, mirror=by.mirror(p.hermitian), taken=taken)
+            mirror = by.mirror(p.hermitian)
+            return by.product(width, left, self._scope, by.device(left, mirror), mirror=mirror)
 
         if solve is None:
             a = multiply(p.a)

@@ -24,7 +24,7 @@ from pycauset.solver.run import Limits, record_statistics
 from pycauset.storage import ArrayStore, TileStore
 from pycauset.tiling import Rect
 
-__all__ = ["ArrayProduct", "CalledProduct", "Product", "StreamedProduct", "drive"]
+__all__ = ["ArrayProduct", "CalledProduct", "Product", "ResidentProduct", "StreamedProduct", "drive"]
 
 Array = np.ndarray[Any, Any]
 
@@ -47,8 +47,10 @@ class Product(abc.ABC):
     passes = 0
     columns = 0
     forward: Array | None = None
+    #: Whether it takes and gives blocks in GPU memory.
+    resident = False
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Any) -> Any:
         """The product, a fresh array or one that the next call overwrites.
 
         Raises
@@ -65,7 +67,7 @@ class Product(abc.ABC):
         return y
 
     @abc.abstractmethod
-    def _multiply(self, x: Array) -> Array:
+    def _multiply(self, x: Any) -> Any:
         """The product itself."""
 
     def _blame(self, x: Array) -> None:
@@ -145,6 +147,51 @@ class ArrayProduct(Product):
         return [Rect(r, min(r + 1024, m), c, min(c + 1024, n)) for r in range(0, m, 1024) for c in range(0, n, 1024)]
 
 
+class ResidentProduct(Product):
+    """With a matrix in GPU memory, by an array module with NumPy's interface; blocks in RAM come back in RAM.
+
+    Parameters
+    ----------
+    a : array (m, n)
+        Of the module.
+    xp : module
+        CuPy; NumPy serves as a stand-in.
+    """
+
+    resident = True
+
+    def __init__(self, a: Any, xp: Any, dtype: np.dtype[Any], *, gram: bool = False) -> None:
+        self._a, self._xp, self._gram = a.astype(dtype, copy=False), xp, gram
+        self._home = getattr(xp, "asnumpy", np.asarray)
+
+    def _multiply(self, x: Any) -> Any:
+        at_home = isinstance(x, np.ndarray)
+        y = self._a @ self._xp.asarray(x)
+        if self._gram:
+            self.forward = self._home(y) if at_home else None
+            y = self._a.T.conj() @ y
+        return self._home(y) if at_home else y
+
+    def _blame(self, x: Any) -> None:
+        self.blame()
+        super()._blame(x)
+
+    def blame(self) -> None:
+        """Find the element that is NaN or infinity.
+
+        Raises
+        ------
+        NonFiniteError
+        """
+        bad = self._home(self._xp.argwhere(~self._xp.isfinite(self._a)))
+        if len(bad):
+            i, j = (int(v) for v in bad[0])
+            raise NonFiniteError(
+                f"the array in GPU memory holds {self._a[i, j]} at row {i}, column {j}; eigenvalues and singular values need a "
+                "finite matrix"
+            )
+
+
 class StreamedProduct(Product):
     """Through the streamer, which stays open between passes: what memory holds of A serves the next one.
 
@@ -160,10 +207,9 @@ class StreamedProduct(Product):
         One of `MIRRORS`.
     gram : bool
     limits : Limits
+        What is left beside all that the caller takes.
     scope : Scope
         Grants memory.
-    taken : int
-        Bytes of the limit that the caller takes beside this.
     """
 
     def __init__(
@@ -178,7 +224,6 @@ class StreamedProduct(Product):
         gram: bool = False,
         limits: Limits,
         scope: Scope,
-        taken: int = 0,
     ) -> None:
         self._conjugate = op == "C" or (gram and op == "T" and dtype.kind == "c")
         op = {"C": "N", "T": "H"}[op] if self._conjugate else op
@@ -190,7 +235,7 @@ class StreamedProduct(Product):
         self._blocks = [np.zeros(shape, dtype) for shape in shapes]
         stores = [ArrayStore(block) for block in self._blocks]
         self.driver = BlockProductDriver(a, stores[0], stores[1], dtype, op=op, mirror=mirror, z=stores[2] if gram else None)
-        left = limits.host - taken - nbytes
+        left = limits.host - nbytes
         readers, writers = self.driver.readers(where), self.driver.writers(where)
         try:
             plan = self.driver.plan(where, left if where.unified else limits.device, left)

@@ -10,7 +10,7 @@ import contextlib
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Any, Protocol, TypeVar
 
@@ -68,6 +68,10 @@ class Limits:
     def scope(self, owner: str) -> Scope:
         """The governor's scope of an operation under these limits."""
         return governor().scope(host=self.memory, device=self.gpu_memory, owner=owner)
+
+    def less(self, host: int = 0, device: int = 0) -> Limits:
+        """What is left when so many bytes are taken; less than nothing shows as such in the errors of planners."""
+        return replace(self, host=self.host - host, device=self.device - device)
 
 
 def named_limit(value: Any, name: str) -> int | None:

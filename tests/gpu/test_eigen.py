@@ -9,8 +9,9 @@ import pytest
 
 import pycauset
 from pycauset import devices
+from pycauset.errors import NonFiniteError
 from pycauset.governor import governor
-from pycauset.linalg import eigs, eigsh, svds
+from pycauset.linalg import eigs, eigsh, krylov, svds
 from pycauset.solver.products import StreamedProduct
 from pycauset.solver.run import operation_limits
 from pycauset.storage import ArrayStore
@@ -63,3 +64,49 @@ def test_solvers(tmp_path: Path) -> None:
         np.testing.assert_allclose(x @ v, v * w, atol=1e-9)
         np.testing.assert_allclose(svds(g, 2, return_singular_vectors=False)[-1], np.linalg.norm(x, 2), rtol=1e-11)
     assert governor().statistics().device.in_use == before.device.in_use
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_matrix_in_gpu_memory(dtype: str) -> None:
+    """Used where it lies, the basis beside it; the results are in RAM."""
+    cupy = pytest.importorskip("cupy")
+    rng = np.random.default_rng()
+    x = random_matrix(rng, (700, 700), dtype)
+    h = x + x.conj().T
+    eps = float(np.finfo(dtype).eps)
+    before = governor().statistics()
+    w, v, stats = eigsh(cupy.asarray(h), 5, return_stats=True)
+    assert isinstance(v, np.ndarray)
+    scale = np.linalg.norm(h, 2)
+    np.testing.assert_allclose(h @ v, v * w, atol=2000 * eps * scale)
+    np.testing.assert_allclose(v.conj().T @ v, np.eye(5), atol=1000 * eps)
+    assert stats.passes > 1
+    w, v = eigs(cupy.asarray(x), 4)
+    np.testing.assert_allclose(x @ v, v * w, atol=2e5 * eps * scale)
+    u, s, vh = svds(cupy.asarray(x[:, :500]), 3)
+    np.testing.assert_allclose(x[:, :500] @ vh.conj().T, u * s, atol=2e4 * eps * scale)
+    assert governor().statistics().device.in_use == before.device.in_use
+    h[3, 5] = np.nan
+    with pytest.raises(NonFiniteError, match="row 3, column 5"):
+        eigsh(cupy.asarray(h), 2)
+
+
+def test_the_basis_lies_beside_the_tiles() -> None:
+    rng = np.random.default_rng()
+    n = 3000
+    x = rng.standard_normal((n, n))
+    a = x + x.T + 3 * n * np.diag(np.arange(n) % 7 == 0)
+    kinds = []
+    plain = krylov.place
+
+    def spied(*args: object) -> object:
+        placed = plain(*args)  # type: ignore[arg-type]
+        kinds.append(type(placed.basis).__name__)
+        return placed
+
+    with pytest.MonkeyPatch.context() as patch, pycauset.cuda.force_backend("gpu"):
+        patch.setattr(krylov, "place", spied)
+        roomy = eigsh(a, 4, tol=1e-8, gpu_memory="200MB", return_eigenvectors=False)
+        tight = eigsh(a, 4, tol=1e-8, gpu_memory="80MB", return_eigenvectors=False)
+    assert kinds == ["DeviceBasis", "ArrayBasis"]
+    np.testing.assert_allclose(roomy, tight, rtol=1e-10)
