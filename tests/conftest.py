@@ -14,8 +14,15 @@ from typing import Any
 import hypothesis
 import pytest
 
+from tests.deadlock import keep_terminal
+
 ROOT = Path(__file__).resolve().parents[1]
 PROFILES = ROOT / "profiles"
+
+if (workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT")) is not None:
+    # Threads of one worker's BLAS spin while the other's wait for a core: products take three times as long. NumPy is not loaded yet.
+    for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(name, str(max(1, (os.cpu_count() or 1) // int(workers))))
 
 hypothesis.settings.register_profile(
     "pycauset",
@@ -61,6 +68,16 @@ def isolated(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
         yield scratch
 
 
+def pytest_configure() -> None:
+    keep_terminal()
+
+
+def pytest_collection_finish() -> None:
+    """Thousands of collected tests are not garbage: no later collection needs to look at them."""
+    gc.collect()
+    gc.freeze()
+
+
 # ---- nothing is left behind ---------------------------------------------------------------------------------------
 
 
@@ -76,16 +93,15 @@ def _tickets() -> set[str]:
 
 
 def _without_caches() -> set[str]:
-    """Tickets that are left when what is only kept for later use has been given back and garbage has been collected."""
+    """Tickets that are left when what is only kept for later use has been given back."""
     if _tickets():
-        gc.collect()
         for kind in ("device", "pinned", "host"):
             sys.modules["pycauset.governor.governor"]._process_governor.reclaim(kind)
     return _tickets()
 
 
 def _settled(look: Callable[[], set[str]], before: set[str], seconds: float = 5.0) -> set[str]:
-    """What `look` finds beyond `before`, after threads that are about to end have had their time."""
+    """What `look` finds beyond `before`, after threads that are about to end have had their time, and garbage has gone."""
     until = time.monotonic() + seconds
     while (left := look() - before) and time.monotonic() < until:
         gc.collect()

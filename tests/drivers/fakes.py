@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import faulthandler
 import random
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +20,7 @@ from pycauset.governor import MemoryGovernor
 from pycauset.hardware import MemoryState, load_machine
 from pycauset.storage import ArrayStore
 from pycauset.tiling import Rect
+from tests.deadlock import watchdog
 
 PROFILES = Path(__file__).resolve().parents[2] / "profiles"
 PROFILE = load_machine(PROFILES / "h200.json").profile
@@ -120,16 +118,6 @@ def fresh_governor() -> MemoryGovernor:
     governor = MemoryGovernor(lambda: MemoryState(64 * GB, 32 * GB))
     governor.set_device_memory(16 * GB, 16 * GB)
     return governor
-
-
-@contextlib.contextmanager
-def watchdog(seconds: float = 60.0) -> Iterator[None]:
-    """A deadlock ends the test run with every thread's traceback instead of hanging it."""
-    faulthandler.dump_traceback_later(seconds, exit=True)
-    try:
-        yield
-    finally:
-        faulthandler.cancel_dump_traceback_later()
 
 
 def random_matrix(rng: np.random.Generator, shape: tuple[int, int], dtype) -> np.ndarray:

@@ -37,8 +37,8 @@ def random(shape: tuple[int, ...], dtype: str, rng: np.random.Generator) -> Arra
 def spd(n: int, dtype: str, rng: np.random.Generator) -> Array:
     """Exactly Hermitian, well-conditioned."""
     x = random((n, n), dtype, rng)
-    lower = np.tril(x @ x.conj().T, -1)
-    diagonal = 2 * n + np.abs(x).sum(axis=1)
+    square = x @ x.conj().T
+    lower, diagonal = np.tril(square, -1), square.diagonal().real + 2 * n
     return (lower + lower.conj().T + np.diag(diagonal)).astype(dtype)
 
 
