@@ -44,6 +44,8 @@ __all__ = ["VARIANTS", "CholeskyPlan", "CholeskyProblem", "lower_bound", "plan_c
 VARIANTS = ("left", "right", "triangle")
 #: Slots beside the block and the panel in use: tiles on their way in and out. The device waits without them.
 _IN_FLIGHT = 3
+#: The same where bytes matter more.
+_TIGHT = 2
 #: A plan may move this much more than the bound, if it can choose.
 _SLACK = 1.10
 #: Seconds that differ by less are equal.
@@ -258,29 +260,28 @@ def predict(plan: CholeskyPlan, problem: CholeskyProblem, rates: Rates) -> Chole
     )
 
 
-def _shapes(variant: str, count: int, slots: int, ahead: bool) -> Iterator[tuple[tuple[int, int], int, int]]:
-    """Block, panel and capacity of every plan worth a look, for ``count`` tile rows and ``slots`` tiles."""
-    room = slots - _IN_FLIGHT
+def _shapes(variant: str, count: int, slots: int, spare: int, ahead: bool) -> Iterator[tuple[tuple[int, int], int, int]]:
+    """Block, panel and capacity of every plan worth a look: ``count`` tile rows, ``slots`` tiles, ``spare`` of them in flight."""
+    room = slots - spare
     if not count:
         yield (1, 1), 1, slots
         return
+    resident = variant != "triangle" and count * (count + 1) // 2 <= slots
+    if resident:
+        yield (count, count), count, slots
     if variant == "right":
-        if count * (count + 1) // 2 <= slots:
-            yield (count, count), count, slots
-            return
         panel = room // (2 * count)
-        if panel > 0:
+        if panel > 0 and not resident:
             yield (count, panel), panel, slots
         return
     most = max(0, (math.isqrt(4 * room - 3) - 1) // 2) if room > 0 else 0  # w² + w + 1 tiles
-    if count * (count + 1) // 2 + 1 <= room:
-        most = count
     if not most:
         return
-    splits = sorted({ceil_div(count, blocks) for blocks in range(1, count + 1) if ceil_div(count, blocks) <= most}, reverse=True)
-    for width in splits[: 6 if variant == "left" else 2]:
-        # Rows need not match columns: what is left of the slots makes blocks taller, or lets more be on its way.
-        height = max(1, min(count, (room - 1) // (width + 1)))
+    # Rows need not match columns: where few slots make no square, a block that is wider than high may use them better.
+    widths = {ceil_div(count, blocks) for blocks in range(2 if resident else 1, count + 1)}
+    fitting = [width for width in widths if width * (width + 3) // 2 <= room and width + 2 <= room]
+    for width in sorted(fitting, key=lambda width: abs(math.log(width / most)))[: 10 if variant == "left" else 4]:
+        height = min(count, (room - 1) // (width + 1))
         if variant == "left":
             yield (height, width), count, slots
             if ahead and height > 1 and height + width > room - height * width:
@@ -304,7 +305,7 @@ def _panels(count: int, width: int) -> list[int]:
 def candidates(
     p: CholeskyProblem, limits: MatmulLimits, rates: Rates, unified: bool, piece: int, variant: str, *, finer: bool = False
 ) -> Iterator[CholeskyPlan]:
-    """Every plan of a variant that fits the limits; ``finer`` ones have so many slots that a block comes close to √S."""
+    """Every plan of a variant that fits the limits; ``finer`` ones have smaller tiles, and fewer of them in flight."""
     es = p.dtype.itemsize
     fast = max(limits.device, 1) / es
     bound = lower_bound(p.n, fast) * es
@@ -312,13 +313,13 @@ def candidates(
     eighth = round(math.sqrt(fast) / 8)
     sides = (*wanted, eighth if eighth < 256 else eighth // 256 * 256)
     if finer:
-        sides = (eighth * 8 // 16, eighth * 8 // 24)
+        sides = (*sides, eighth * 8 // 16, eighth * 8 // 24)
     for side in tile_sides(p.n, p.unit, sides):
         count = ceil_div(p.n, side)
         one = slot_bytes(max(1, min(side, p.n)), max(1, min(side, p.n)), es)
         slots = limits.device // one if not p.slotless else count * count + 8
         slots = min(slots, count * (count + 1) // 2 + count + 8)
-        for block, panel, capacity in _shapes(variant, count, slots, not unified):
+        for block, panel, capacity in _shapes(variant, count, slots, _TIGHT if finer else _IN_FLIGHT, not unified):
             plan = CholeskyPlan(
                 unified, (p.n,), p.dtype.name, (side, side), block, (slots,), variant, bound=bound, panel=panel, capacity=capacity
             )
@@ -352,8 +353,8 @@ def plan_cholesky(
 ) -> CholeskyPlan:
     """Choose variant, tiles and blocks.
 
-    Each variant offers its fastest plan among those near its fewest bytes and the bound; of the variants the one that moves the
-    fewest bytes is taken, and the fastest of equals.
+    The variant is the one that has the plan with the fewest bytes, and of its plans only those count that move no more than any
+    plan of another variant. Of these the fastest is taken that is near the fewest bytes and the bound.
 
     Parameters
     ----------
@@ -374,25 +375,35 @@ def plan_cholesky(
     MemoryLimitError
         If no plan fits; the message says what the smallest one needs.
     """
-    offers = []
+    offers = {}
     for name in VARIANTS if variant is None else (variant,):
         plans = list(candidates(problem, limits, rates, unified, piece, name))
         if plans and all(plan.link_bytes > _SLACK * plan.bound for plan in plans):
             plans += candidates(problem, limits, rates, unified, piece, name, finer=True)
+        if name != "left" and variant is None:  # one panel of all columns is left-looking by another name
+            plans = [plan for plan in plans if plan.panel * plan.tile[0] < problem.n]
         if plans:
-            within = [plan for plan in plans if plan.link_bytes <= _SLACK * plan.bound] or [min(plans, key=_volume)]
-            # Bytes that only a much slower plan saves are not worth saving.
-            least = min(plan.seconds for plan in within)
-            sane = [plan for plan in within if plan.seconds <= 2 * least]
-            fewest = min(_volume(plan) for plan in sane)
-            near = [plan for plan in sane if _volume(plan) <= _SLACK * fewest]
-            # Of plans that are about as fast the one with the fewest kernels: it asks least of the host.
-            fastest = min(plan.seconds for plan in near)
-            equals = [plan for plan in near if plan.seconds <= _EQUAL * fastest]
-            offers.append(min(equals, key=lambda plan: (plan.tasks, plan.seconds)))
+            offers[name] = plans
     if not offers:
         raise MemoryLimitError(_refusal(problem, limits, unified, piece, variant))
-    return min(offers, key=lambda plan: (_volume(plan), plan.seconds))
+    fewest = {name: min(map(_volume, plans)) for name, plans in offers.items()}
+    best = min(fewest, key=lambda name: fewest[name])
+    rival = min((moved for name, moved in fewest.items() if name != best), default=math.inf)
+    return _fastest([plan for plan in offers[best] if _volume(plan) <= rival])
+
+
+def _fastest(plans: list[CholeskyPlan]) -> CholeskyPlan:
+    """The fastest plan near the fewest bytes and the bound."""
+    within = [plan for plan in plans if plan.link_bytes <= _SLACK * plan.bound] or [min(plans, key=_volume)]
+    # Bytes that only a much slower plan saves are not worth saving.
+    least = min(plan.seconds for plan in within)
+    sane = [plan for plan in within if plan.seconds <= 2 * least]
+    fewest = min(_volume(plan) for plan in sane)
+    near = [plan for plan in sane if _volume(plan) <= _SLACK * fewest]
+    # Of plans that are about as fast the one with the fewest kernels: it asks least of the host.
+    fastest = min(plan.seconds for plan in near)
+    equals = [plan for plan in near if plan.seconds <= _EQUAL * fastest]
+    return min(equals, key=lambda plan: (plan.tasks, plan.seconds))
 
 
 def _volume(plan: CholeskyPlan) -> int:
