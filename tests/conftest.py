@@ -19,11 +19,6 @@ from tests.deadlock import keep_terminal
 ROOT = Path(__file__).resolve().parents[1]
 PROFILES = ROOT / "profiles"
 
-if (workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT")) is not None:
-    # Threads of one worker's BLAS spin while the other's wait for a core: products take three times as long. NumPy is not loaded yet.
-    for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ.setdefault(name, str(max(1, (os.cpu_count() or 1) // int(workers))))
-
 hypothesis.settings.register_profile(
     "pycauset",
     deadline=None,  # no test measures time
@@ -68,8 +63,12 @@ def isolated(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
         yield scratch
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     keep_terminal()
+    if workers := config.getoption("numprocesses", default=None):
+        # Threads of one worker's BLAS spin while the other's wait for a core: products take three times as long.
+        for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+            os.environ.setdefault(name, str(max(1, (os.cpu_count() or 1) // int(workers))))
 
 
 def pytest_collection_finish() -> None:
