@@ -7,10 +7,13 @@ behind but the profile. A profile that was disturbed by other processes serves t
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 import threading
 import time
 import warnings
+from collections.abc import Iterator
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -24,7 +27,7 @@ from pycauset.hardware import cache
 from pycauset.hardware.probe import Probe, current_probe, fingerprint
 from pycauset.hardware.profile import GpuProfile, HardwareProfile
 
-__all__ = ["load_profile", "measure", "scratch_folder"]
+__all__ = ["load_profile", "measure", "scratch_folder", "using_profile"]
 
 _CPU_SECONDS: Final = 1.1
 _DISK_SECONDS: Final = 0.4
@@ -64,6 +67,9 @@ def load_profile(*, force: bool = False) -> HardwareProfile:
     True
     """
     global _loaded
+    given = _given.get()
+    if given is not None and not force:
+        return given
     probe, folder, path = current_probe(), scratch_folder(), cache.profile_path()
     described = probe.measured()
     if described is not None:
@@ -77,6 +83,19 @@ def load_profile(*, force: bool = False) -> HardwareProfile:
     if problems:
         warnings.warn("; ".join(problems), PycausetWarning, stacklevel=2)
     return profile
+
+
+_given: ContextVar[HardwareProfile | None] = ContextVar("_given", default=None)
+
+
+@contextlib.contextmanager
+def using_profile(profile: HardwareProfile) -> Iterator[None]:
+    """Let :func:`load_profile` give this one in the block: that of a run which is taken up again."""
+    token = _given.set(profile)
+    try:
+        yield
+    finally:
+        _given.reset(token)
 
 
 def measure(

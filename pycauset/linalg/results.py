@@ -44,7 +44,7 @@ def request_of(
     operation: str, arguments: dict[str, Any], operands: dict[str, tuple[TileStore, str]], *, in_place: bool = False
 ) -> dict[str, Any]:
     """What a journal compares: everything that decides the result's bits. ``in_place``: the operand changes as work goes on."""
-    from pycauset.hardware import fingerprint
+    from pycauset.hardware.arithmetic import cpu_arithmetic
     from pycauset.storage.identity import newest_chunk
     from pycauset.storage.journal import operand_identity
 
@@ -52,13 +52,7 @@ def request_of(
     for name, (store, _) in operands.items():
         if not in_place and store.path is not None and store.path.is_dir():
             identities[name]["chunks"] = newest_chunk(store.path)
-    machine = fingerprint()
-    return {
-        "operation": operation,
-        "arguments": arguments,
-        "operands": identities,
-        "threads": {"cores": machine["cores"], "settings": machine["threads"], "instructions": machine["isa"]},
-    }
+    return {"operation": operation, "arguments": arguments, "operands": identities, "threads": cpu_arithmetic()}
 
 
 class Result:

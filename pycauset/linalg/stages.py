@@ -9,9 +9,10 @@ import os
 import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self, cast
 
 import numpy as np
 
@@ -22,15 +23,17 @@ from pycauset.linalg.results import MATHEMATICS, Result
 from pycauset.matrix import Matrix
 from pycauset.storage import open_store
 from pycauset.storage.identity import differences, plain, versions
+from pycauset.storage.journalfile import RESTART
 from pycauset.storage.output import fsync_folder, journal_path, write_durably
 from pycauset.units import format_bytes
+
+if TYPE_CHECKING:
+    from pycauset.solver.circumstances import Tally
 
 __all__ = ["Stages", "limited"]
 
 _REQUEST: Final = "request.json"
 _DONE: Final = "done.json"
-_RESTART: Final = 'start over with resume="restart"'
-
 
 #: What elementwise passes need whatever the limit: their kernels' own bands take a megabyte.
 _LEAST: Final = 4 << 20
@@ -45,8 +48,9 @@ class Stages:
     """The steps of one operation: its result, and the matrices that it needs on the way (*stages*).
 
     Where the result has a journal, each stage lies in the folder ``NAME.stages`` beside it, with a journal of its own while it
-    is computed, and the same call takes up what is there. ``request.json`` in the folder says what was asked. Once all of the
-    result is safe it is called ``done.json``, and the folder goes before the result gets its name.
+    is computed, and the same call takes up what is there. ``request.json`` in the folder says what was asked, from which limits,
+    free memory and hardware profile every step is planned, and how many tasks the finished ones had. Once all of the result is
+    safe it is called ``done.json``, and the folder goes before the result gets its name.
 
     Elsewhere stages lie in RAM or scratch. What they take of RAM is off the limit of the steps that follow.
 
@@ -84,16 +88,22 @@ class Stages:
         self._name, self._limits, self._limit = name, limits, named_limit(limits["memory"], "memory")
         self._made: dict[str, Matrix] = {}
         self._folder: Path | None = None
+        self._record: dict[str, Any] = {}
+        self._open = contextlib.ExitStack()
+        self._tally: Tally
         self.complete = False
         asked = functools.cache(request)
+        kept = _recorded_chunks(name, out) if staged and resume is True else None
+        form = {**form, "chunks": kept or form.get("chunks")}
         self.result = Result(name, shape, dtype, out, limit=self._limit, request=asked, resume=resume, **form)
         if not staged or self.result.journal is None:
             return
         place = self.result.journal.target
-        self._folder = place.with_name(f"{place.name}.stages")
+        self._folder = _folder_of(place)
         try:
             self._take_up(plain({**asked(), "versions": versions()}), resume)
         except BaseException:
+            self._open.close()
             self.result.journal.suspend()
             raise
 
@@ -111,22 +121,59 @@ class Stages:
         if request.exists():
             if resume is False:
                 raise JournalError(
-                    f"{self._folder} of an unfinished {self._name} is in the way; go on with resume=True, or {_RESTART}"
+                    f"{self._folder} of an unfinished {self._name} is in the way; go on with resume=True, or {RESTART}"
                 )
-            try:
-                changed = differences(json.loads(request.read_text(encoding="utf-8")), asked)
-            except ValueError as error:
-                raise JournalError(f"{request} is damaged ({error}); restore the file, or {_RESTART}") from None
+            self._record = _read(request)
+            changed = differences(self._record["request"], asked)
             if changed:
                 raise JournalError(
-                    f"what {self._folder} holds is of other work: {'; '.join(changed)}; call as before to go on, or {_RESTART}"
+                    f"what {self._folder} holds is of other work: {'; '.join(changed)}; call as before to go on, or {RESTART}"
                 )
+            self._follow(request)
             return
         self._folder.mkdir(exist_ok=True)
         if any(not entry.name.startswith(_REQUEST) for entry in self._folder.iterdir()):
             raise StoreExistsError(f"{self._folder} is in the way of what {self._name} keeps there; remove it")
-        write_durably(os.fspath(request), json.dumps(asked))
+        self._record = {"request": asked, **self._circumstances(), "chunks": self.result.store.chunks, "tasks": {}}
+        self._write_record()
         fsync_folder(os.fspath(self._folder))
+        self._follow(request)
+
+    def _circumstances(self) -> dict[str, Any]:
+        """What all steps are planned from."""
+        from pycauset import devices
+        from pycauset.devices.audit import load_profile
+        from pycauset.solver.circumstances import circumstances
+        from pycauset.solver.run import named_limit
+
+        profile = load_profile()
+        if profile.gpu is not None and config.get("backend") != "cpu":
+            devices.gpu()  # its free memory counts, and a GPU that sleeps has none
+        now = circumstances()
+        limits = {"memory": self._limit or now.host, "gpu_memory": named_limit(self._limits["gpu_memory"], "gpu_memory")}
+        return {"limits": limits, "circumstances": asdict(now), "profile": profile.model_dump(mode="json")}
+
+    def _follow(self, request: Path) -> None:
+        """Plan every step from what is on record."""
+        from pycauset.devices.audit import using_profile
+        from pycauset.hardware import HardwareProfile
+        from pycauset.solver.circumstances import Circumstances, under
+        from pycauset.solver.run import named_limit
+
+        now = self._limit, named_limit(self._limits["gpu_memory"], "gpu_memory")
+        try:
+            given = Circumstances(**self._record["circumstances"])
+            profile = HardwareProfile.model_validate(self._record["profile"])
+            limits = {name: self._record["limits"][name] for name in ("memory", "gpu_memory")}
+        except (KeyError, TypeError, ValueError) as error:
+            raise JournalError(f"{request} is damaged ({error}); restore the file, or {RESTART}") from None
+        self._limits, self._limit = {**self._limits, **limits}, limits["memory"]
+        self._open.enter_context(under(given, *now))
+        self._open.enter_context(using_profile(profile))
+
+    def _write_record(self) -> None:
+        assert self._folder is not None
+        write_durably(os.fspath(self._folder / _REQUEST), json.dumps(self._record))
 
     @property
     def lasting(self) -> bool:
@@ -152,10 +199,16 @@ class Stages:
         ``own=False`` tells that it takes no memory of its own.
         """
         place = None if self._folder is None else self._folder / f"{stage}.zarr"
-        if place is not None and place.is_dir() and not journal_path(place).exists():
-            made = Matrix(open_store(place))
-        else:
+        if place is None:
             made = compute(place)
+        elif place.is_dir() and not journal_path(place).exists():
+            made = Matrix(open_store(place))
+            self._tally.spared(self._record["tasks"].get(stage, 0))
+        else:
+            before = self._tally.tasks
+            made = compute(place)
+            self._record["tasks"][stage] = self._tally.tasks - before
+            self._write_record()
         if own:
             self._made[stage] = made
         return made
@@ -187,7 +240,7 @@ class Stages:
         except StoreError as error:
             if not self.complete:
                 raise
-            raise JournalError(f"{self._folder} is gone, and {self._name} is not finished: {error}; {_RESTART}") from error
+            raise JournalError(f"{self._folder} is gone, and {self._name} is not finished: {error}; {RESTART}") from error
 
     def _remove(self) -> None:
         """Remove the folder; the file that tells whose it is goes last."""
@@ -203,9 +256,13 @@ class Stages:
             self._folder.rmdir()  # an empty one is what a kill left of it; one with somebody else's files stays
 
     def __enter__(self) -> Self:
+        from pycauset.solver.circumstances import tally
+
+        self._tally = self._open.enter_context(tally())
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._open.close()
         held = self._held()
         self._made.clear()
         self.result.__exit__(kind, error, trace)
@@ -213,6 +270,41 @@ class Stages:
             self._remove()
         if isinstance(error, MemoryLimitError) and held:
             error.add_note(f"{self._name} holds {format_bytes(held)} of RAM beside this step, which count under its limit too")
+
+
+def _folder_of(target: Path) -> Path:
+    return target.with_name(f"{target.name}.stages")
+
+
+def _recorded_chunks(name: str, out: Any) -> tuple[int, int] | None:
+    """The chunks of the result that an interrupted run was making: the sizes of tiles follow from them."""
+    if not isinstance(out, (str, os.PathLike)):
+        return None
+    request = _folder_of(Path(out).expanduser().absolute()) / _REQUEST
+    with contextlib.suppress(OSError, JournalError, KeyError, TypeError, ValueError):
+        found = _read(request)
+        if found["request"].get("operation") == name:
+            height, width = found["chunks"]
+            return int(height), int(width)
+    return None
+
+
+def _read(request: Path) -> dict[str, Any]:
+    """What a file says was asked.
+
+    Raises
+    ------
+    JournalError
+        If it is no such file.
+    """
+    try:
+        found = json.loads(request.read_text(encoding="utf-8"))
+        for name in ("request", "limits", "circumstances", "profile", "tasks"):
+            if not isinstance(found[name], dict):
+                raise TypeError(f"{name} is {found[name]!r}")
+    except (ValueError, KeyError, TypeError) as error:
+        raise JournalError(f"{request} is damaged ({error}); restore the file, or {RESTART}") from None
+    return cast(dict[str, Any], found)
 
 
 def _bytes_in_ram(matrix: Matrix) -> int:

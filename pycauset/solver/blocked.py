@@ -19,16 +19,22 @@ from pycauset.devices.base import Device
 from pycauset.devices.rates import FRACTIONS
 from pycauset.drivers.blocked import BlockedPlan
 from pycauset.errors import BackendError, DeviceError, MemoryLimitError, PycausetWarning
+from pycauset.hardware.arithmetic import gpu_arithmetic
+from pycauset.solver.circumstances import gpu_is_cold, limits_now
 from pycauset.solver.routes import Route, _refuse, _streamed
 from pycauset.solver.run import (
     Limits,
     clean_stop,
+    host_reserve,
     least_memory,
     named_limit,
     operation_limits,
     record_statistics,
     run_streamed,
 )
+from pycauset.storage.identity import differences
+from pycauset.storage.journalfile import RESTART
+from pycauset.units import format_bytes
 
 __all__ = ["BlockedOperation", "in_core_seconds", "last_plan", "routes", "run"]
 
@@ -93,7 +99,7 @@ def routes(operation: BlockedOperation) -> tuple[tuple[Route, ...], Limits]:
     """Every route with its predicted seconds, the fastest first, and the limits they keep."""
     backend = config.get("backend")
     profile = load_profile()
-    cold = devices.gpu_is_cold()
+    cold = gpu_is_cold()
     fastest = operation.flops / profile.gemm_rate("cpu", operation.dtype.name, 1000.0)
     gpu: Device | None = None
     # Nothing starts CUDA for work that the CPU finishes sooner than CUDA starts.
@@ -172,7 +178,11 @@ def run(operation: BlockedOperation, journal: Any = None) -> BlockedPlan | None:
         if journal is not None and journal.plan is not None:
             where, plan = _on_record(operation, journal)
             limits = operation_limits(operation.memory, operation.gpu_memory, result=operation.result_bytes)
-            _stream(operation, where, plan, limits)
+            try:
+                _refuse_less(operation, plan, limits)
+                _stream(operation, where, plan, limits)
+            except MemoryLimitError as error:
+                raise MemoryLimitError(f"{error}, or else {journal.remedy}") from error
             return plan
         best, found, limits = choose(operation)
         if not best.streamed:
@@ -181,8 +191,14 @@ def run(operation: BlockedOperation, journal: Any = None) -> BlockedPlan | None:
                 operation.in_core()
             record_statistics(None)
             return None
+        if limits_now() != (None, None):
+            try:
+                _refuse_less(operation, best.plan, limits)  # type: ignore[arg-type]
+            except MemoryLimitError as error:
+                raise MemoryLimitError(f"{error}, or else {RESTART}") from None
         if journal is not None:
-            journal.begin({"device": best.device, "plan": best.plan.to_json()})  # type: ignore[union-attr]
+            machine = gpu_arithmetic() if best.device == "gpu" else {}
+            journal.begin({"device": best.device, "plan": best.plan.to_json()}, machine=machine)  # type: ignore[union-attr]
         try:
             _stream(operation, _device(best.device), best.plan, limits)
         except DeviceError as error:
@@ -222,11 +238,42 @@ def _on_record(operation: BlockedOperation, journal: Any) -> tuple[Device, Block
         raise DeviceError(
             f"{operation.name} was begun on a GPU, and there is none now; bring the GPU back, or else {journal.remedy}"
         )
+    changed = differences(journal.header.get("machine"), gpu_arithmetic(), "machine") if kind == "gpu" else []
+    if changed:
+        raise journal.unusable(f"it was computing on a GPU, and {'; '.join(changed)}")
     try:
         operation.driver.check(plan, where, journal.generations())
     except ValueError as error:
         raise journal.unusable(f"plan.plan.{error}") from None
     return where, plan
+
+
+def _refuse_less(operation: BlockedOperation, plan: BlockedPlan, limits: Limits) -> None:
+    """Refuse limits that a plan for other ones does not keep: another plan would end in other bits.
+
+    Raises
+    ------
+    MemoryLimitError
+        With what the plan needs.
+    """
+    from pycauset.devices.cupy import WORKSPACE_BYTES
+
+    now, gpu_now = limits_now()
+    memory = limits.memory if now is None else now - operation.result_bytes
+    gpu_memory = limits.gpu_memory if gpu_now is None else gpu_now
+    host, device = (plan.device_bytes, 0) if plan.unified else (plan.host_bytes, plan.device_bytes)
+    for name, limit, tiles, kept in (
+        ("memory", memory, host, 0 if memory is None else host_reserve(memory)),
+        ("gpu_memory", gpu_memory, device, WORKSPACE_BYTES),
+    ):
+        if limit is None or tiles <= limit - kept:
+            continue
+        enough = tiles + (host_reserve(2 * tiles) + operation.result_bytes if name == "memory" else kept)
+        given = limit + (operation.result_bytes if name == "memory" else 0)
+        raise MemoryLimitError(
+            f"{operation.name} goes on by the plan on record, whose tiles need {format_bytes(tiles)} ({tiles} bytes): "
+            f"{name}={given} is too little; give {name}={enough} or more"
+        )
 
 
 def _device(kind: str) -> Device:

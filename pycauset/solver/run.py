@@ -14,18 +14,18 @@ from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Any, Protocol, TypeVar
 
-from pycauset import config, devices
+from pycauset import config
 from pycauset.devices.base import Device, MemoryScope
 from pycauset.drivers.streamer import AsyncStreamer
 from pycauset.drivers.task import Barrier, Operand, TileTask
 from pycauset.drivers.timeline import StreamStatistics
-from pycauset.governor import Scope, budgets, governor
-from pycauset.hardware import current_probe, gpu_memory
+from pycauset.governor import Scope, governor
+from pycauset.solver.circumstances import circumstances, current_tally
 from pycauset.units import parse_bytes
 
 __all__ = [
-    *("Limits", "StreamedDriver", "clean_stop", "last_statistics", "least_memory", "named_limit", "operation_limits"),
-    *("record_statistics", "run_streamed"),
+    *("Limits", "StreamedDriver", "clean_stop", "host_reserve", "last_statistics", "least_memory", "named_limit"),
+    *("operation_limits", "record_statistics", "run_streamed"),
 ]
 
 #: What imports, thread stacks and BLAS's own buffers take beside the slots, out of a host limit (60 MB were measured).
@@ -113,31 +113,24 @@ def operation_limits(memory: Any = None, gpu_memory: Any = None, *, result: int 
         If a limit is no size.
     """
     host, device = named_limit(memory, "memory"), named_limit(gpu_memory, "gpu_memory")
-    held = governor()
-    available, reserve = _steady(held.available("host") + devices.kept_host_bytes()), 0
+    now = circumstances()
+    available, reserve = now.host, 0
     if host is not None:
         host = max(host - result, 1)
-        reserve = min(_HOST_RESERVE, host // 2)
+        reserve = host_reserve(host)
         available = min(available, host - reserve)
-    vram = _steady(_gpu_bytes())
+    vram = now.device
     if device is not None:
         vram = min(vram, device) if vram else device
     from pycauset.devices.cupy import WORKSPACE_BYTES
 
-    kept = devices.kept_pinned_bytes()
-    pinned = min(available, held.available("pinned") + kept)
-    return Limits(available, pinned, max(0, vram - WORKSPACE_BYTES), host, device, reserve, kept)
+    pinned = min(available, now.pinned)
+    return Limits(available, pinned, max(0, vram - WORKSPACE_BYTES), host, device, reserve, now.kept)
 
 
-def _steady(free: int) -> int:
-    """Free memory in steps of two or three percent: it moves all the time, and each figure would make a plan of its own."""
-    return free - free % (1 << max(0, free.bit_length() - 6))
-
-
-def _gpu_bytes() -> int:
-    """GPU memory that tickets can get: the described machine's, where one is planned for."""
-    described = gpu_memory() if current_probe().measured() is not None else None
-    return governor().available("device") if described is None else budgets.device_budget(described.total, described.free)
+def host_reserve(memory: int) -> int:
+    """What is kept out of a host limit for what is not tiles."""
+    return min(_HOST_RESERVE, memory // 2)
 
 
 # -- running -----------------------------------------------------------------------------------------------------------
@@ -218,11 +211,15 @@ def run_streamed(
 def record_statistics(statistics: StreamStatistics | None) -> None:
     """What :func:`last_statistics` shall return from now on; None after an operation that did not stream."""
     global _statistics
-    _statistics = statistics
+    counted = current_tally()
+    _statistics = statistics if counted is None else counted.add(statistics)
 
 
 def last_statistics() -> StreamStatistics | None:
-    """Statistics of this process's last operation, None if it did not stream: for benchmarks and curiosity."""
+    """Statistics of this process's last operation, None if it did not stream: for benchmarks and curiosity.
+
+    Of an operation of several steps those of the last one that streamed, but ``reused`` counts over all steps.
+    """
     return _statistics
 
 

@@ -29,10 +29,10 @@ __all__ = ["COMMIT_BYTES", "COMMIT_SECONDS", "GroupCommit"]
 
 COMMIT_BYTES: Final = 256 << 20
 """Finished tiles are recorded in groups of at least so many bytes,"""
-COMMIT_SECONDS: Final = 1.0
+COMMIT_SECONDS: Final = 5.0
 """or when the first of the group has waited so long."""
 _BACKLOG: Final = 2  # groups; then writers wait for the disk
-_SYNCS: Final = 16  # threads that wait for the disk, each for one file
+_SYNCS: Final = 4  # threads that wait for the disk, each for one file: more gain little time and cost the kernels theirs
 
 
 @dataclass(slots=True)
@@ -74,14 +74,14 @@ class GroupCommit:
     ----------
     safe : dict
         The generation of each tile that is on disk and on record.
-    recorded, commits, nbytes, seconds_commits, seconds_checksums
-        What has been done; seconds are summed over threads.
+    recorded, commits, nbytes, syncs, renames, seconds_commits, seconds_checksums
+        What has been done; seconds are summed over threads. A commit's records take one more sync.
     """
 
     def __init__(self, store: ZarrStore, file: JournalFile) -> None:
         self.store, self._file = store, file
         self.safe: dict[Rect, int] = {}
-        self.recorded = self.commits = self.nbytes = 0
+        self.recorded = self.commits = self.nbytes = self.syncs = self.renames = 0
         self.seconds_commits = self.seconds_checksums = 0.0
         self._changed = threading.Condition()
         self._newest: dict[Rect, int] = {}  # complete, on record or not yet
@@ -203,6 +203,7 @@ class GroupCommit:
         for chunk in chunks:
             _rename(chunk.path, self.store.chunk_path(chunk.key))
         with self._changed:
+            self.renames += len(chunks)
             for chunk in chunks:
                 self.store.settled(chunk)
             for work in group:
@@ -222,6 +223,7 @@ class GroupCommit:
                 above.add(folder)
         self._folders |= folders
         names = [*paths, *(folders | above)]
+        self.syncs += len(names)
         with ThreadPoolExecutor(min(_SYNCS, len(names)), "pycauset-sync") as pool:
             for _ in pool.map(_sync, names):
                 pass
@@ -240,3 +242,4 @@ class GroupCommit:
             )
         for folder in sorted(self._folders):
             _sync(folder)
+        self.syncs += len(self._folders)

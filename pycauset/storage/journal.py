@@ -38,12 +38,15 @@ __all__ = ["Journal", "JournalStatistics", "Resume", "check_resume", "open_journ
 class JournalStatistics:
     """What a journal has done in this process.
 
-    ``seconds`` is the time spent on checksums and commits (syncs, records, renames), summed over threads.
+    ``seconds`` is the time spent on checksums and commits (syncs, records, renames), summed over threads. ``bytes`` have been
+    checksummed, written and synced; ``syncs`` counts files and folders, and one of the journal itself for each commit.
     """
 
     tiles_reused: int
     records: int
     commits: int
+    syncs: int
+    renames: int
     bytes: int
     seconds: float
     seconds_checksums: float
@@ -384,11 +387,13 @@ class Journal:
         """What has been done so far, in this process."""
         group = self._group
         if group is None:
-            return JournalStatistics(0, 0, 0, 0, 0.0, 0.0, 0.0)
+            return JournalStatistics(0, 0, 0, 0, 0, 0, 0.0, 0.0, 0.0)
         return JournalStatistics(
             self._reused,
             group.recorded,
             group.commits,
+            group.syncs + group.commits,
+            group.renames,
             group.nbytes,
             group.seconds_commits + group.seconds_checksums,
             group.seconds_checksums,

@@ -25,10 +25,13 @@ from pycauset.storage.base import store_error
 from pycauset.storage.direct import crc32c
 from pycauset.storage.output import UNFINISHED, fsync_folder, journal_path
 
-__all__ = ["FORMAT", "JournalFile", "format_record", "hint", "locked", "read_journal", "remedy", "unusable"]
+__all__ = ["FORMAT", "RESTART", "JournalFile", "format_record", "hint", "locked", "read_journal", "remedy", "unusable"]
 
 FORMAT: Final = 1
 """Version of the format, the header's ``"pycauset_journal"``."""
+
+RESTART: Final = 'start over with resume="restart"'
+"""The remedy where nothing has been overwritten."""
 
 Record = dict[str, Any]
 
@@ -47,7 +50,7 @@ def remedy(path: Path, *, mixture: bool | None = None) -> str:
             f"{target} has been overwritten in part, nothing can start over from it: make the matrix again and delete the "
             "journal (pycauset.save with overwrite=True does both)"
         )
-    return 'start over with resume="restart"'
+    return RESTART
 
 
 def unusable(path: Path, what: str, *, mixture: bool | None = None) -> JournalError:

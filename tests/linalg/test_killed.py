@@ -1,4 +1,4 @@
-"""``kill -9`` at random moments of work from disk to disk: all go on, to the same bits, and leave nothing behind."""
+"""``kill -9`` in the middle of work from disk to disk: all go on, to the same bits, and leave nothing behind."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def trials(folder: Path, number: int, kind: str) -> list[dict[str, Any]]:
-    """What came of so many operations that were killed, none of them wrong."""
+    """What came of so many operations that were killed between their journal's header and their end, none of them wrong."""
     seed = int(np.random.default_rng().integers(1 << 30))
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -26,22 +26,23 @@ def trials(folder: Path, number: int, kind: str) -> list[dict[str, Any]]:
         timeout=300,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, f"seed {seed}: {done.stderr}"
     found: list[dict[str, Any]] = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(found) == number
     wrong = [trial for trial in found if trial["status"] != 0 or not trial["same"] or trial["left"]]
     assert not wrong, f"seed {seed}: {wrong} {done.stderr}"
-    assert sum(trial["killed"] for trial in found) >= number // 2
+    assert len(found) == number
+    assert all(trial["kills"] > 0 for trial in found)
     return found
 
 
 def test_fifty_kills_of_factorisations(tmp_path: Path) -> None:
     found = trials(tmp_path, 50, "factorisations")
-    assert sum(trial["reused"] > 0 for trial in found) >= 5, "no kill fell into the work itself"
+    names = {f"{variant} to {place}.zarr" for variant in ("left", "right", "triangle") for place in "al"}
+    assert {trial["name"] for trial in found} == names, "each variant out of place and in place"
+    assert sum(trial["reused"] > 0 for trial in found) >= 25, "kills come too early for anything to be on record"
 
 
 def test_kills_of_systems_and_inverses(tmp_path: Path) -> None:
     """A factorisation, and what follows it."""
-    found = trials(tmp_path, 24, "steps")
-    assert any(trial["reused"] > 0 for trial in found), "no kill fell into a step"
-    assert any(0 < trial["steps"] < 3 for trial in found), "no kill fell behind the first step"
+    found = trials(tmp_path, 12, "steps")
+    assert sum(trial["reused"] > 0 for trial in found) >= 6
