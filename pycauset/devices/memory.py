@@ -1,8 +1,8 @@
 """Host memory for slots: anonymous pages, huge ones where the kernel gives them, under a governor's ticket.
 
-First touch of fresh memory is slow on virtual machines (0.4 to 0.5 GB/s where the host has to find the pages), and pinning
-is slow everywhere. So slabs are taken once per run, asked for in huge pages, which cost one fault per 2 MiB instead of 512,
-and kept for the next run.
+First touch of fresh memory is slow on virtual machines, where the host has to find the pages (the profile holds the rate), and
+pinning is slow everywhere. So slabs are taken once per run, asked for in huge pages, which cost one fault per 2 MiB instead of
+512, and kept for the next run.
 """
 
 from __future__ import annotations

@@ -108,7 +108,7 @@ def ritz_pairs(h: Array, b: Array, kind: str, which: str) -> Ritz:
 
 
 def _eigh(h: Array) -> tuple[Array, Array]:
-    """By divide and conquer: vectors of SciPy's default, MRRR, are orthogonal to 1e-13 only, and each restart would add that."""
+    """By divide and conquer: vectors of SciPy's default, MRRR, are less orthogonal, and each restart would add to that."""
     import scipy.linalg
 
     values, vectors = scipy.linalg.eigh(h, driver="evd", check_finite=False)
