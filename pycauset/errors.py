@@ -154,8 +154,8 @@ class NotPositiveDefiniteError(PycausetError, LinAlgError):
     value : float
         The pivot before its square root would have been taken; NaN if NaN, infinity or an overflow was met.
     tiles : dict or None
-        After a factorisation in place on disk: rectangles ``(r0, r1, c0, c1)`` under ``"factor"`` (final), ``"updated"``
-        (in part) and ``"original"``.
+        After a factorisation in place: rectangles ``(r0, r1, c0, c1)`` under ``"factor"`` (final), ``"updated"`` (in part),
+        ``"original"`` and ``"unspecified"`` (a kernel stopped half-way, or went on with what was wrong).
     """
 
     tiles: dict[str, tuple[Any, ...]] | None = None

@@ -25,7 +25,7 @@ References
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -35,12 +35,13 @@ from pycauset.devices.base import Device
 from pycauset.devices.rates import Rates
 from pycauset.drivers.blocked import BlockedDriver, slot_bytes
 from pycauset.drivers.cholesky_plan import VARIANTS, CholeskyPlan, CholeskyProblem, plan_cholesky
+from pycauset.drivers.generations import TileLedger
 from pycauset.drivers.matmul_plan import MatmulLimits
 from pycauset.drivers.streamer import has_no_chunks
 from pycauset.drivers.task import Operand, Tile, TileTask
 from pycauset.drivers.triangle_blocks import blocks, layout
 from pycauset.storage.base import TileJournal, TileStore
-from pycauset.tiling import ceil_div
+from pycauset.tiling import Rect, ceil_div
 
 __all__ = ["CholeskyDriver"]
 
@@ -88,6 +89,8 @@ class CholeskyDriver(BlockedDriver):
         self.journal = journal
         self.n = factor.shape[0]
         self.sizes = (self.n,)
+        self.followed: CholeskyPlan | None = None
+        self._ledger = TileLedger(factor) if self.in_place and journal is None else None
 
     # -- planning -------------------------------------------------------------------------------------------------
 
@@ -126,7 +129,7 @@ class CholeskyDriver(BlockedDriver):
         """The one matrix: read from A until a tile has been written, then from the factor."""
         tile = min(plan.tile[0], self.n)
         origin = None if self.in_place else self.stores[1]
-        return [Operand(self.stores[0], self.dtype, (tile, tile), plan.slots[0], "L", origin, self.journal)]
+        return [Operand(self.stores[0], self.dtype, (tile, tile), plan.slots[0], "L", origin, self.journal, self._ledger)]
 
     def _fitting_blocks(self, plan: CholeskyPlan) -> Iterator[tuple[str, bool]]:
         count = ceil_div(self.n, plan.tile[0])
@@ -143,6 +146,7 @@ class CholeskyDriver(BlockedDriver):
 
     def tasks(self, plan: CholeskyPlan) -> Iterator[TileTask]:
         """The tile tasks, in order."""
+        self.followed = plan
         self._side = plan.tile[0]
         self._keep = plan.host_keep
         count = ceil_div(self.n, self._side)
@@ -274,6 +278,58 @@ class CholeskyDriver(BlockedDriver):
                     done = i == count - 1
                     yield self._gemm(i, col, j, [self._tile(col, j)] if done else [], [], stream)
 
+    # -- what a failure in place leaves ---------------------------------------------------------------------------
+
+    def contents(self, pivot: int | None, recorded: Mapping[Rect, int] | None = None) -> dict[str, list[Rect]]:
+        """What each tile of the triangle holds after a run in place that failed.
+
+        Parameters
+        ----------
+        pivot : int or None
+            The pivot that was not positive; None if something else went wrong.
+        recorded : mapping of Rect to int, optional
+            The generation of each tile that a journal has on record.
+
+        Returns
+        -------
+        dict
+            Tiles under ``"factor"`` (final), ``"updated"`` (in part), ``"original"`` and ``"unspecified"``.
+        """
+        plan = self.followed
+        found: dict[str, list[Rect]] = {"factor": [], "updated": [], "original": [], "unspecified": []}
+        side = plan.tile[0] if plan is not None else self.n
+        count = ceil_div(self.n, side) if self.n else 0
+        self._side = side
+        failed = None if pivot is None else self._tile(pivot // side, pivot // side)
+        sound: dict[Rect, int] | None = None  # generations when the task that failed began
+        if plan is not None and failed is not None:
+            sound = {}
+            for task in self.tasks(plan):
+                (tile,) = task.writes
+                if task.kernel == "potrf" and tile == failed:
+                    break
+                sound[tile.rect] = sound.get(tile.rect, 0) + 1
+        in_slots = plan is None or not plan.unified or plan.device_bytes > 0
+        held: Mapping[Rect, int] | None = recorded
+        if held is None and self._ledger is not None:
+            held = self._ledger.generations()
+        for j in range(count):
+            for i in range(j, count):
+                rect = self._tile(i, j).rect
+                if plan is None:
+                    kind = "original"
+                elif in_slots and held is not None:
+                    generation = held.get(rect, 0)
+                    # A GPU goes on, and its tiles home, until the host has seen the outcome.
+                    wrong = generation < 0 or (sound is not None and generation > sound.get(rect, 0))
+                    kind = "unspecified" if wrong else _kind(generation, j)
+                elif sound is not None and (failed is None or rect != failed.rect):  # one kernel at a time, on the matrix itself
+                    kind = _kind(sound.get(rect, 0), j)
+                else:
+                    kind = "unspecified"
+                found[kind].append(rect)
+        return found
+
     # -- one kernel each ------------------------------------------------------------------------------------------
 
     def _tile(self, i: int, j: int) -> Tile:
@@ -309,3 +365,8 @@ class CholeskyDriver(BlockedDriver):
 
     def _flops(self, c: Tile, depth: int) -> float:
         return (8.0 if self.dtype.kind == "c" else 2.0) * (c.r1 - c.r0) * (c.c1 - c.c0) * depth
+
+
+def _kind(generation: int, column: int) -> str:
+    """What a tile of a tile column holds: one task has updated it for each column before its own, and one has made it final."""
+    return "factor" if generation > column else "updated" if generation else "original"

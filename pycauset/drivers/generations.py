@@ -10,23 +10,26 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from pycauset.drivers.task import Tile, TileTask
-from pycauset.storage.base import TileJournal
+from numpy.typing import NDArray
 
-__all__ = ["Generations"]
+from pycauset.drivers.task import Operand, Tile, TileTask
+from pycauset.storage.base import TileJournal, TileStore
+from pycauset.tiling import Rect
+
+__all__ = ["Generations", "TileLedger"]
 
 
 class Generations:
-    """Keep count for the journalled operands of one run.
+    """Keep count for the operands of one run that have a journal or a ledger.
 
     Parameters
     ----------
-    journals : sequence of TileJournal or None
-        One for each operand.
+    operands : sequence of Operand
     """
 
-    def __init__(self, journals: Sequence[TileJournal | None]) -> None:
-        self._journals = list(journals)
+    def __init__(self, operands: Sequence[Operand]) -> None:
+        self._ledgers = [operand.ledger for operand in operands]
+        self._journals: list[TileJournal | None] = [operand.journal or operand.ledger for operand in operands]
         self._asked: dict[Tile, int] = {}  # tasks submitted, those of earlier runs included
         self._planned: dict[Tile, int] = {}  # what a tile holds once everything planned has run
         self._recorded: dict[Tile, int] = {}
@@ -84,8 +87,47 @@ class Generations:
             return None
         return partial(journal.write, self._owner.get(piece, piece).rect, generation, piece.rect, data)
 
+    def noter(self, tile: Tile, part: Tile) -> Callable[[], None] | None:
+        """What tells the ledger that a part of a tile, as planned so far, is on its way home by itself; None if there is none."""
+        ledger = self._ledgers[tile.operand]
+        return None if ledger is None else partial(ledger.note, tile.rect, self._planned.get(tile, 0), part.rect)
+
     def flush(self) -> None:
         """Make everything written durable."""
         for journal in self._journals:
             if journal is not None:
                 journal.flush()
+
+
+class TileLedger:
+    """Which generation of each tile a store holds that is overwritten without a journal: so that a failure can say so."""
+
+    def __init__(self, store: TileStore) -> None:
+        self._store = store
+        self._parts: dict[Rect, dict[Rect, int]] = {}
+
+    def generation(self, tile: Rect) -> int:
+        """Nothing is left from earlier runs."""
+        return 0
+
+    def write(self, tile: Rect, generation: int, part: Rect, data: NDArray[Any]) -> None:
+        """Write a part of a tile."""
+        self.note(tile, -1, part)  # until it is whole
+        self._store.write(part, data)
+        self.note(tile, generation, part)
+
+    def note(self, tile: Rect, generation: int, part: Rect) -> None:
+        """See `Ledger`. Threads write different parts."""
+        self._parts.setdefault(tile, {})[part] = generation
+
+    def flush(self) -> None:
+        """Nothing waits."""
+
+    def generations(self) -> dict[Rect, int]:
+        """The generation of each tile that was written, -1 where its parts are of several, or of none."""
+        found = {}
+        for tile, parts in self._parts.items():
+            held = set(parts.values())
+            whole = sum(part.size for part in parts) == tile.size and len(held) == 1
+            found[tile] = held.pop() if whole else -1
+        return found

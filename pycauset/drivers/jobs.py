@@ -166,6 +166,9 @@ class TileJobs:
                     if upload
                     else partial(self._device.download, view, row, col, array, lane)
                 )
+                note = self._generations.noter(tile, part) if self._journalled and not upload and not hosts else None
+                if note is not None:  # a copy that is under way is not stopped by a failure
+                    work = partial(_both, work, note)
             nbytes = (part.r1 - part.r0) * (part.c1 - part.c0) * operand.dtype.itemsize
             done = lane.submit(work, waits + more, name=operand.pool, nbytes=nbytes)
             completions.append(done)
@@ -178,6 +181,13 @@ class TileJobs:
             if not hosts:
                 self.remember(tile, done)
         return completions
+
+
+def _both(work: Callable[..., object], note: Callable[[], None]) -> object:
+    """A copy, and what is known of it once it is under way."""
+    done = work()
+    note()
+    return done
 
 
 def _nothing() -> None:

@@ -127,7 +127,7 @@ class AsyncStreamer:
         # Host-level actions not issued yet, with what each slot's job must wait for, the promise of its completion, and the
         # generation of what is written.
         self._waiting: deque[tuple[Action, list[list[Completion]], list[HostCompletion], int]] = deque()
-        self._generations = Generations([op.journal for op in self._operands])
+        self._generations = Generations(self._operands)
         self._journalled = bool(self._generations)
         self._reused = 0
         self._numbers: deque[int] = deque()  # of tasks that are submitted, but not planned

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from pycauset.storage.base import TileJournal, TileStore
 from pycauset.tiling import Rect
 
-__all__ = ["Barrier", "Operand", "Tile", "TileTask"]
+__all__ = ["Barrier", "Ledger", "Operand", "Tile", "TileTask"]
 
 
 class Tile(NamedTuple):
@@ -57,13 +57,21 @@ class Barrier(NamedTuple):
     tiles: tuple[Tile, ...] = ()
 
 
+class Ledger(TileJournal, Protocol):
+    """A journal for this process alone, of a store that devices may write directly, too."""
+
+    def note(self, tile: Rect, generation: int, part: Rect) -> None:
+        """``part`` of a tile is going to be of this generation, whatever happens to other work."""
+
+
 @dataclass(slots=True)
 class Operand:
     """A store as an algorithm sees it: the element type that kernels work in, and the slots its tiles get.
 
     ``tile`` is the shape of its largest tile and ``slots`` the number of device-level slots for such tiles; operands that
     name the same ``pool`` share slots. Until a tile has been written for the first time it is read from ``origin``, where
-    there is one; with a ``journal`` each write goes through it, and what it has on record is not computed again.
+    there is one; with a ``journal`` each write goes through it, and what it has on record is not computed again. A ``ledger`` is
+    only told what has been written.
     """
 
     store: TileStore
@@ -73,6 +81,7 @@ class Operand:
     pool: str
     origin: TileStore | None = None
     journal: TileJournal | None = None
+    ledger: Ledger | None = None
 
     @property
     def slot_bytes(self) -> int:

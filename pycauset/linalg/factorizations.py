@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -17,13 +17,17 @@ from pycauset.errors import (
     StorePermissionError,
 )
 from pycauset.linalg.operands import chunks_like, in_memory, kernel_type, square, stored
+from pycauset.linalg.overwriting import after_lapack, changed, interrupted_restore, restore_by_journal, source_of, told
+from pycauset.linalg.overwriting import restore as restore_tiles
 from pycauset.linalg.results import MATHEMATICS, Result, check_options, request_of
 from pycauset.linalg.triangles import check_finite as refuse_non_finite
 from pycauset.linalg.triangles import check_hermitian, clear_beyond, load
 from pycauset.matrix import Matrix
 from pycauset.properties import Properties, known, mask
 from pycauset.storage import ArrayStore, TileStore, ZarrStore, open_store
-from pycauset.tiling import Rect
+
+if TYPE_CHECKING:
+    from pycauset.drivers.cholesky import CholeskyDriver
 
 __all__ = ["cholesky"]
 
@@ -41,6 +45,7 @@ def cholesky(
     check_finite: bool = True,
     *,
     overwrite: bool | None = None,
+    restore: Any = None,
     check: bool = False,
     variant: str | None = None,
     out: Any = None,
@@ -64,13 +69,18 @@ def cholesky(
     overwrite_a, overwrite : bool
         Put the factor in the place of ``a``: a NumPy array, or a matrix on disk, which then keeps one triangle only.
         The two names are one argument.
+    restore : Matrix or array_like (n, n), or path, optional
+        The elements of ``a`` once more, for overwriting it: a function of the indices, a random matrix by its seed. If ``a``
+        turns out not to be positive definite, what has been overwritten is written again from it, and ``a`` is as it was.
     check_finite : bool
-        Say where NaN or infinity was found, at the price of a search when a pivot comes out as no number. (They are never
-        taken for numbers, asked or not.)
+        Say where NaN or infinity was found. Where that overwrites nothing it costs a search when a pivot comes out as no number;
+        in place without ``restore`` all of the triangle is read once more before anything is overwritten. (They are never taken
+        for numbers, asked or not.)
     check : bool
         Compare the two triangles first, element by element; otherwise the other triangle is not looked at.
     variant : {"left", "right", "triangle"}, optional
-        The order of the tile tasks (see the page on algorithms); by default the fastest by prediction.
+        The order of the tile tasks (see the page on algorithms); by default the one that can do with the fewest bytes, by the
+        fastest of its plans that moves no more than any of another order.
     out : Matrix or ndarray (n, n), or path, optional
         Where the factor goes. A path becomes a Zarr folder of one triangle, or a full ``.npy`` file by its suffix.
     resume : bool or "restart"
@@ -89,8 +99,8 @@ def cholesky(
     Raises
     ------
     NotPositiveDefiniteError
-        With ``order`` of the leading minor, ``pivot`` and its ``value``. Inputs are intact; in place on disk, ``tiles`` tells
-        which of them hold the factor, which are updated in part, and which are as they were.
+        With ``order`` of the leading minor, ``pivot`` and its ``value``. Inputs are intact; in place without ``restore``,
+        ``tiles`` tells which of them hold the factor, which are updated in part, which are as they were, and which are neither.
     NonFiniteError, NotHermitianError
         From ``check_finite`` and ``check``.
     ShapeError, DtypeError, OverlapError
@@ -126,19 +136,21 @@ def cholesky(
     limit = named_limit(memory, "memory")
     if check and not getattr(matrix.store, "unfinished", False):
         check_hermitian("cholesky", stored(matrix), limit)
+    in_place = bool(overwrite_a or overwrite)
+    if restore is not None and not in_place:
+        raise ConfigError("cholesky: restore is for overwrite=True; otherwise a stays as it is")
     job = _Cholesky(matrix, dtype, bool(lower), variant, memory, gpu_memory, progress)
-    if check_finite and (overwrite_a or overwrite) and matrix._array is not None:
-        refuse_non_finite("cholesky", stored(matrix), job.part, memory=limit)
-    try:
-        if overwrite_a or overwrite:
-            if out is not None and out is not a:
-                raise ConfigError("cholesky: overwrite puts the factor in the place of a, and out in another; give one of them")
-            return job.in_place(resume)
-        return job.out_of_place(out, limit, resume)
-    except NotPositiveDefiniteError as error:
-        if check_finite and math.isnan(error.value) and not (overwrite_a or overwrite):
-            refuse_non_finite("cholesky", stored(matrix), "lower" if lower else "upper", memory=limit)
-        raise
+    if not in_place:
+        try:
+            return job.out_of_place(out, limit, resume)
+        except NotPositiveDefiniteError as error:
+            if check_finite and math.isnan(error.value):
+                refuse_non_finite("cholesky", stored(matrix), job.part, memory=limit)
+            raise
+    if out is not None and out is not a:
+        raise ConfigError("cholesky: overwrite puts the factor in the place of a, and out in another; give one of them")
+    job.limit, job.check_finite = limit, check_finite
+    return job.in_place(resume, restore)
 
 
 class _Cholesky:
@@ -160,6 +172,11 @@ class _Cholesky:
         self.part = "lower" if lower else "upper"
         self.flags = mask(f"is_{self.part}_triangular")
         self.limited = memory is not None or gpu_memory is not None
+        self.limit: int | None = None
+        self.check_finite = False
+        self.source: TileStore | None = None  # to restore from
+        self.driver: CholeskyDriver | None = None
+        self.by_lapack = self.restored = False
 
     # -- out of place ---------------------------------------------------------------------------------------------
 
@@ -212,7 +229,7 @@ class _Cholesky:
         if self.variant is not None or journal is not None:
             in_core = None
         seconds = in_core_seconds("cholesky", flops, self.dtype, self.n) if in_core is not None else 0.0
-        driver = CholeskyDriver(source, factor, self.dtype, lower=self.lower, variant=self.variant, journal=journal)
+        self.driver = driver = CholeskyDriver(source, factor, self.dtype, lower=self.lower, variant=self.variant, journal=journal)
         operation = BlockedOperation(
             "cholesky",
             driver,
@@ -236,14 +253,16 @@ class _Cholesky:
         found = _rows(array, self.dtype)
         assert found is not None
         rows, flipped = found
+        self.by_lapack = True
         devices.cpu().kernels["potrf"]((rows,), (rows,), (0, self.lower != flipped), None)
 
     # -- in place -------------------------------------------------------------------------------------------------
 
-    def in_place(self, resume: Any) -> Matrix:
+    def in_place(self, resume: Any, restore: Any) -> Matrix:
         """The factor in the place of the matrix."""
         matrix, array = self.matrix, self.matrix._array
         self._check_place()
+        self.source = source_of(restore, matrix)
         if array is not None:
             self._array_in_place(ArrayStore(array))
         elif isinstance(matrix.store, ZarrStore):
@@ -258,6 +277,31 @@ class _Cholesky:
         operations.forget(matrix, select((slice(None), slice(None)), matrix.shape), zeros=False)
         matrix.properties = Properties(matrix.shape, matrix.dtype, self.flags)
         return matrix
+
+    def _look_first(self, store: TileStore) -> None:
+        """Refuse NaN and infinity while nothing has been overwritten, unless that can be undone."""
+        if self.check_finite and self.source is None:
+            refuse_non_finite("cholesky", store, self.part, memory=self.limit)
+
+    def _failed(self, error: Exception, store: TileStore, what: str) -> Exception:
+        """The error to raise, after what was overwritten has been restored, if it can be."""
+        pivot = error.pivot if isinstance(error, NotPositiveDefiniteError) else None
+        if self.driver is not None and self.driver.followed is not None:
+            tiles = self.driver.contents(pivot)
+        elif self.by_lapack:
+            tiles = after_lapack(pivot, self.n, self.lower)
+        else:
+            return error
+        touched = changed(tiles)
+        if touched and self.source is not None:
+            restore_tiles(self.source, store, touched, self.limit)
+            self.restored = True
+        return told(error, tiles, what, restored=self.restored)
+
+    def _blame(self, error: Exception, store: TileStore) -> None:
+        """Of a matrix that has been restored: name the element that made a pivot no number."""
+        if self.restored and self.check_finite and isinstance(error, NotPositiveDefiniteError) and math.isnan(error.value):
+            refuse_non_finite("cholesky", store, self.part, memory=self.limit)
 
     def _check_place(self) -> None:
         matrix, store = self.matrix, self.matrix.store
@@ -291,21 +335,39 @@ class _Cholesky:
             )
 
     def _array_in_place(self, store: ArrayStore) -> None:
+        self._look_first(store)
         direct = _rows(store.array, self.dtype) is not None
-        if not self.limited and self.n <= _SMALL and direct:
-            self._lapack(store.array)
-            return
-        plan = self._run(store, store, 0, None, (lambda: self._lapack(store.array)) if direct else None)
+        try:
+            if not self.limited and self.n <= _SMALL and direct:
+                self._lapack(store.array)
+                return
+            plan = self._run(store, store, 0, None, (lambda: self._lapack(store.array)) if direct else None)
+        except Exception as error:
+            said = self._failed(error, store, "the array")
+            self._blame(said, store)
+            if said is error:
+                raise
+            raise said from None
         clear_beyond(store, self.part, plan.tile[0] if plan is not None else 0)
 
     def _unjournalled(self, store: TileStore) -> None:
         """A file whose tiles cannot be replaced atomically."""
         self._check_not_done()
+        self._look_first(store)
         store.begin_write()
         try:
             plan = self._run(store, store, 0, None, None)
             clear_beyond(store, self.part, plan.tile[0] if plan is not None else self.n)
             store.commit(properties=Properties(store.shape, store.dtype, self.flags).to_json())
+        except Exception as error:
+            try:
+                said = self._failed(error, store, str(store.path))
+            finally:
+                store.commit() if self.restored else store.discard()
+            self._blame(said, store)
+            if said is error:
+                raise
+            raise said from None
         except BaseException:
             store.discard()
             raise
@@ -324,22 +386,42 @@ class _Cholesky:
         del request["operands"]["a"]["structure"]  # finishing changes it
         with open_journal(store.path, request, resume=resume) as journal:
             if journal.finished:
-                return Matrix(open_store(store.path))
-            if not journal.resumed:
-                self._check_not_done()
-            journal.in_place(store)
-            try:
-                self._run(store, store, 0, journal, None)
-            except MATHEMATICS as error:
-                with contextlib.suppress(OSError):
-                    journal.flush()
-                side = journal.plan["plan"]["tile"][0] if journal.plan else self.n
-                told = _with_tiles(error, journal.generations(), side, self.n, self.lower, str(store.path))
+                self.matrix = Matrix(open_store(store.path))
+                if known(self.matrix._flags(), f"is_{self.part}_triangular"):
+                    return self.matrix
+            else:
+                if not journal.resumed:
+                    self._check_not_done()
+                    self._look_first(store)
+                journal.in_place(store)
+                if not interrupted_restore(journal, self.source):
+                    self._with_journal(store, journal)
+                    return None
+                assert self.source is not None
+                restore_by_journal(self.source, journal, store, self.limit)
+        # A matrix that has been restored: only the work itself can say again what is wrong with it.
+        assert isinstance(self.matrix.store, ZarrStore)
+        return self._journalled(self.matrix.store, resume)
+
+    def _with_journal(self, store: ZarrStore, journal: Any) -> None:
+        try:
+            self._run(store, store, 0, journal, None)
+        except MATHEMATICS as error:
+            with contextlib.suppress(OSError):
+                journal.flush()
+            assert self.driver is not None
+            pivot = error.pivot if isinstance(error, NotPositiveDefiniteError) else None
+            tiles = self.driver.contents(pivot, journal.generations())
+            if self.source is not None and changed(tiles):
+                restore_by_journal(self.source, journal, store, self.limit)
+                self.restored = True
+            else:
                 journal.discard()
-                raise told from None
-            store.restructure(self.part)
-            journal.finish(properties=Properties(store.shape, store.dtype, self.flags).to_json())
-        return None
+            said = told(error, tiles, str(store.path), restored=self.restored)
+            self._blame(said, store)
+            raise said from None
+        store.restructure(self.part)
+        journal.finish(properties=Properties(store.shape, store.dtype, self.flags).to_json())
 
 
 def _rows(array: Array | None, dtype: np.dtype[Any]) -> tuple[Array, bool] | None:
@@ -349,35 +431,3 @@ def _rows(array: Array | None, dtype: np.dtype[Any]) -> tuple[Array, bool] | Non
             if takes_rows(view, dtype):
                 return view, flipped
     return None
-
-
-def _with_tiles(error: Any, generations: dict[Rect, int], side: int, n: int, lower: bool, path: str) -> Exception:
-    """The error of a factorisation in place on disk, which says what each tile holds."""
-    tiles: dict[str, list[Rect]] = {"factor": [], "updated": [], "original": []}
-    for j in range(0, n, side):
-        for i in range(j, n, side):
-            rows, cols = (i, min(i + side, n)), (j, min(j + side, n))
-            rect = Rect(*rows, *cols) if lower else Rect(*cols, *rows)
-            done = generations.get(rect, 0)  # tasks that have written it: one for each column before its own, and its own
-            tiles["factor" if done > j // side else "updated" if done else "original"].append(rect)
-    if not (tiles["factor"] or tiles["updated"]):
-        error.add_note(f"{path} is as it was")
-        return error  # type: ignore[no-any-return]
-    listed = "; ".join(f"{len(rects)} {_SAYS[kind]}{_first(rects)}" for kind, rects in tiles.items())
-    text = (
-        f"{error}. {path} was to be overwritten and is a mixture now, of tiles of {side} × {side} (error.tiles lists all): "
-        f"{listed}. Make the matrix again"
-    )
-    if isinstance(error, NotPositiveDefiniteError):
-        told = NotPositiveDefiniteError(text, pivot=error.pivot, value=error.value)
-        told.tiles = {kind: tuple(rects) for kind, rects in tiles.items()}
-        return told
-    return type(error)(text)  # type: ignore[no-any-return]
-
-
-_SAYS: Final = {"factor": "hold the factor", "updated": "are updated in part", "original": "are as they were"}
-
-
-def _first(rects: list[Rect]) -> str:
-    shown = ", ".join(f"[{r.r0}:{r.r1}, {r.c0}:{r.c1}]" for r in rects[:6])
-    return f" ({shown}{', …' if len(rects) > 6 else ''})" if rects else ""

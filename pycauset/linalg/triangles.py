@@ -131,34 +131,64 @@ def mirror(store: TileStore, tile: int, memory: int | None) -> None:
 
 
 def check_finite(name: str, store: TileStore, part: str = "full", *, what: str = "a", memory: int | None = None) -> None:
-    """Raise `NonFiniteError` if a store, or one triangle of it, holds NaN or infinity; the error names the first element.
+    """Raise `NonFiniteError` if a store, or one triangle of it, holds NaN or infinity; the error names an element and its tile.
 
-    Each element is read once.
+    Each element is read once, from a disk by a few threads; what they have room for in ``memory`` bytes.
     """
     if store.dtype.kind not in "fc":
         return
     here = in_memory(store)
-    largest = max((rect.size for rect in rectangles(store, part)), default=0) if here is None else 0
-    with _buffer(store, largest, f"{name}: looking for NaN and infinity", memory) as buffer:
-        for rect in rectangles(store, part):
-            if here is not None:
-                block = here[rect.slices]
-            else:
-                block = buffer[: rect.size].reshape(rect.shape)
-                store.read(rect, block)
-            bad = ~np.isfinite(block)
-            if bad.any():
-                if part == "lower":
-                    bad = np.tril(bad, rect.r0 - rect.c0)
-                elif part == "upper":
-                    bad = np.triu(bad, rect.r0 - rect.c0)
-                found = np.argwhere(bad)
-                if len(found):
-                    i, j = (int(k) for k in found[0])
-                    raise NonFiniteError(
-                        f"{name}: {what} holds {block[i, j]} at row {rect.r0 + i}, column {rect.c0 + j}; NaN and infinity cannot "
-                        "be computed with"
-                    )
+    rects = list(rectangles(store, part))
+    largest = max((rect.size for rect in rects), default=0) if here is None else 0
+    threads = 1
+    if here is None and largest:
+        room = 16 * _ELEMENTS if memory is None else memory // (4 * store.dtype.itemsize)
+        threads = max(1, min(4, cpu_info().cores, len(rects), room // largest))
+    spare: list[Array] = []
+
+    def look(rect: Rect) -> NonFiniteError | None:
+        if here is not None:
+            return _non_finite(name, what, here[rect.slices], rect, part, "")
+        flat = spare.pop()
+        block = flat[: rect.size].reshape(rect.shape)
+        try:
+            store.read(rect, block)
+            return _non_finite(
+                name, what, block, rect, part, f", in the tile of rows {rect.r0}:{rect.r1}, columns {rect.c0}:{rect.c1}"
+            )
+        finally:
+            spare.append(flat)
+
+    with _buffer(store, threads * largest, f"{name}: looking for NaN and infinity", memory) as buffer:
+        spare += [buffer[at * largest : (at + 1) * largest] for at in range(threads)]
+        if threads == 1:
+            found = next(filter(None, map(look, rects)), None)
+        else:
+            with ThreadPoolExecutor(threads) as pool:
+                found = next(filter(None, pool.map(look, rects)), None)
+                pool.shutdown(cancel_futures=True)
+    if found is not None:
+        raise found
+
+
+def _non_finite(name: str, what: str, block: Array, rect: Rect, part: str, where: str) -> NonFiniteError | None:
+    """The error of a block's first element that is not finite, as far as it lies in the triangle."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(block.sum()):  # at a fraction of what looking at each takes; an overflow only costs the look
+            return None
+    bad = ~np.isfinite(block)
+    if part == "lower":
+        bad = np.tril(bad, rect.r0 - rect.c0)
+    elif part == "upper":
+        bad = np.triu(bad, rect.r0 - rect.c0)
+    found = np.argwhere(bad)
+    if not len(found):
+        return None
+    i, j = (int(k) for k in found[0])
+    return NonFiniteError(
+        f"{name}: {what} holds {block[i, j]} at row {rect.r0 + i}, column {rect.c0 + j}{where}; NaN and infinity cannot "
+        "be computed with"
+    )
 
 
 def check_hermitian(name: str, store: TileStore, memory: int | None) -> None:

@@ -45,44 +45,6 @@ def test_not_positive_definite(tmp_path: Path, dtype: str, lower: bool) -> None:
         inv(a, assume_a="pos", lower=lower)
 
 
-@pytest.mark.parametrize("variant", ["left", "right"])
-def test_in_place_the_error_tells_what_each_tile_holds(tmp_path: Path, variant: str) -> None:
-    a = spd(260, "float64", np.random.default_rng())
-    expected = np.linalg.cholesky(a)
-    a[200, 200] = -1
-    matrix = on_disk(a, tmp_path / "a.zarr")
-    with pytest.raises(errors.NotPositiveDefiniteError, match=r"hold the factor.*as they were") as caught:
-        cholesky(matrix, overwrite=True, variant=variant, memory="440kB")
-    error = caught.value
-    assert error.pivot == 200
-    assert error.tiles is not None
-    assert sum(rect.size for rects in error.tiles.values() for rect in rects) > 260 * 260 / 2
-    kept = {"factor": expected, "original": a}
-    folder = tmp_path / "a.zarr"
-    for kind, whole in kept.items():
-        for rect in error.tiles[kind]:
-            i, j = rect.r0 // 32, rect.c0 // 32
-            chunk = np.fromfile(folder / "c" / str(i) / str(j)).reshape(32, 32)[: rect.shape[0], : rect.shape[1]]
-            wanted = whole[rect.slices]
-            low = np.tril(np.ones(wanted.shape, bool)) if i == j else np.ones(wanted.shape, bool)
-            assert np.allclose(chunk[low], wanted[low], rtol=1e-10, atol=1e-10)
-    assert error.tiles["factor"]
-    assert (variant == "right") <= bool(error.tiles["updated"])
-    assert names(tmp_path) == {"a.zarr"}
-    with pytest.raises(errors.StoreError, match="make it again"):
-        pycauset.open(folder)
-
-
-def test_nothing_is_lost_where_the_first_pivot_is_bad(tmp_path: Path) -> None:
-    a = -spd(90, "float64", np.random.default_rng())
-    matrix = on_disk(a, tmp_path / "a.zarr")
-    with pytest.raises(errors.NotPositiveDefiniteError) as caught:
-        cholesky(matrix, overwrite=True, memory="64MB")
-    assert caught.value.pivot == 0
-    assert np.array_equal(pycauset.open(tmp_path / "a.zarr"), a)
-    assert names(tmp_path) == {"a.zarr"}
-
-
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("where", [(70, 20), (70, 70), (0, 0)])
 def test_nan_and_infinity(tmp_path: Path, value: float, where: tuple[int, int]) -> None:
