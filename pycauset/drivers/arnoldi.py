@@ -186,14 +186,17 @@ class ArnoldiDriver:
                 self.on_restart(self._state(j, p))
 
     def vectors(self, ritz: Ritz, count: int) -> Array:
-        """The first ``count`` eigenvectors of A, of length one (n, count)."""
+        """The first ``count`` eigenvectors of A (n, count): of length one, of a Hermitian matrix orthonormal, too."""
         y, kind = ritz.vectors[:, :count], self.basis.dtype
         if y.dtype.kind == "c" and kind.kind != "c":
             both = self.basis.give(self.basis.times(np.hstack([y.real, y.imag]).astype(kind)))
             x = np.empty((self.plan.n, y.shape[1]), np.result_type(kind, np.complex64))
             x.real, x.imag = both[:, : y.shape[1]], both[:, y.shape[1] :]
         else:
-            x = self.basis.give(self.basis.times(y.astype(kind, copy=False)))
+            block = self.basis.times(y.astype(kind, copy=False))
+            if self.kind == "hermitian":  # the basis is orthonormal up to some thousand times rounding
+                block, _ = self.basis.qr(block)
+            x = self.basis.give(block)
         lengths = np.linalg.norm(x, axis=0)
         return np.asarray(x / np.where(lengths == 0, 1, lengths))
 

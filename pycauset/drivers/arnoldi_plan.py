@@ -80,11 +80,11 @@ def plan_arnoldi(
         block = min(32, max(16, ceil_div(k, 8) * 8), max(narrow, n // 8)) if passes_cost else narrow
     block = max(1, min(block, n))
     if ncv is None:
-        ncv = max((6 if resident else 20) * block, 3 * k + 2 * block) if passes_cost else max(2 * k + 4 * block, 40)
+        ncv = max((10 if resident else 20) * block, 3 * k + 2 * block) if passes_cost else max(2 * k + 4 * block, 40)
         if interior:
             ncv = max(ncv, 300)
         if room is not None:
             ncv = min(ncv, room // (n * dtype.itemsize) - block)
     ncv = min(max(ncv, k + 2 * block, k + 3), n)
-    look = 3 if resident else max(1, 8 // block)
+    look = 5 if resident else max(1, 8 // block)
     return ArnoldiPlan(n, k, block, ncv, n * (ncv + block) * dtype.itemsize, look)

@@ -24,6 +24,8 @@ _BAND: Final = 4096
 #: Condition, with columns scaled to one length, up to which a block is factored through its Gram matrix: q is orthogonal to
 #: ε times its square.
 _CONDITION: Final = 100.0
+#: Share of a column that must be left after two projections for what is left to be right.
+_CANCELLED: Final = 1e-4
 
 
 class Basis(abc.ABC):
@@ -87,8 +89,12 @@ class Basis(abc.ABC):
         """One block of the columns of both."""
         return np.hstack([first, second])
 
+    def split(self, count: int, w: Any) -> tuple[Any, Array, Array] | None:
+        """``w = V c + q r`` with orthonormal q, orthogonal to V, for a w of good condition; None if a slower way is due."""
+        return None
+
     def qr(self, w: Any) -> tuple[Any, Array]:
-        """``w = q r`` with orthonormal q, up to some hundred times rounding, and triangular r (p, p)."""
+        """``w = q r`` with orthonormal q, up to some thousand times rounding, and triangular r (p, p)."""
         if w.shape[1] == 1:
             length = self.lengths(w)
             return w / length, length.astype(w.dtype).reshape(1, 1)
@@ -214,24 +220,55 @@ class DeviceBasis(Basis):
     def join(self, first: Any, second: Any) -> Any:
         return self._xp.concatenate([first, second], axis=1)
 
+    def split(self, count: int, w: Any) -> tuple[Any, Array, Array] | None:
+        """Both projections, then twice through the Gram matrix: two waits for the device in all."""
+        v, xp = self._v[:, :count], self._xp
+        adjoint = v.T.conj()
+        first = adjoint @ w
+        w = w - v @ first
+        second = adjoint @ w
+        w = w - v @ second
+        c, gram = self._coefficients(first + second, w, xp)
+        own = np.abs(np.diagonal(gram))
+        before = own + (np.abs(c) ** 2).sum(axis=0)
+        if not (own > (_CANCELLED**2 if count else 0.0) * before).all():
+            return None
+        found = _gram_factor(gram)
+        if found is None:
+            return None
+        q = self.combine(w, found[1])
+        again = _gram_factor(np.asarray(self._home(q.T.conj() @ q)))
+        if again is None:
+            return None
+        return self.combine(q, again[1]), c, np.asarray(again[0] @ found[0])
+
+    def _coefficients(self, c: Any, w: Any, xp: Any) -> tuple[Array, Array]:
+        """``c`` and the Gram matrix of ``w``, in one transfer."""
+        both = np.asarray(self._home(xp.concatenate([c, w.T.conj() @ w])))
+        return both[: len(c)], both[len(c) :]
+
     def qr(self, w: Any) -> tuple[Any, Array]:
-        found = self._cholesky_qr(w)
+        found = _gram_factor(np.asarray(self._home(w.T.conj() @ w)))
         if found is None:
             q, r = self._xp.linalg.qr(w)
             return q, np.asarray(self._home(r))
-        return found
+        return self.combine(w, found[1]), found[0]
 
-    def _cholesky_qr(self, w: Any) -> tuple[Any, Array] | None:
-        """Two small products where Householder's method takes many small steps; None if rounding could spoil it."""
-        gram = np.asarray(self._home(w.T.conj() @ w))
-        lengths = np.sqrt(np.abs(np.diagonal(gram)))
-        if not (lengths > 0).all():
-            return None
-        try:
-            r = np.linalg.cholesky(gram / np.outer(lengths, lengths)).conj().T
-        except np.linalg.LinAlgError:
-            return None
-        inverse = np.linalg.inv(r)
-        if np.linalg.norm(r, 2) * np.linalg.norm(inverse, 2) > _CONDITION:
-            return None
-        return self.combine(w, inverse / lengths[:, None]), np.asarray(r * lengths)
+
+def _gram_factor(gram: Array) -> tuple[Array, Array] | None:
+    """Triangular r with ``rᴴ r = gram``, and its inverse; None if rounding could spoil them."""
+    lengths = np.sqrt(np.abs(np.diagonal(gram)))
+    if not (lengths > 0).all():
+        return None
+    try:
+        r = np.linalg.cholesky(gram / np.outer(lengths, lengths)).conj().T
+    except np.linalg.LinAlgError:
+        return None
+    inverse = np.linalg.inv(r)
+    if _frobenius(r) * _frobenius(inverse) > _CONDITION * len(r):
+        return None
+    return np.asarray(r * lengths), np.asarray(inverse / lengths[:, None])
+
+
+def _frobenius(a: Array) -> float:
+    return float(np.sqrt((np.abs(a) ** 2).sum()))

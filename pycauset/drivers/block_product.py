@@ -4,7 +4,9 @@ Mathematics: with A cut into tiles, ``Y_i = Σ_j op(A)_ij X_j``. Of a matrix tha
 the tiles on and below the diagonal are read, and each one off it serves twice: ``Y_i += A_ij X_j`` and ``Y_j += ± A_ijᴴ X_i``.
 The other product takes A in panels of rows of op(A): ``T_i = op(A)_i X``, then ``Z += op(A)_iᴴ T_i`` while the panel is resident.
 
-Order: row by row, every second pass backwards, so that the tiles that memory can hold serve two passes.
+Order: row by row. Of the tiles, as many as memory can hold stay there for good, spread evenly over the pass, and the others come
+and go through a few slots: while a pass works on tiles that are there, those to come are on their way. The other product takes
+every second pass backwards instead, so that the tiles that memory can hold serve two passes.
 
 Bytes moved: A once, n²; with symmetry n²/2. X and Y stay where kernels reach them.
 """
@@ -33,6 +35,8 @@ _SMALLEST: Final = 4 << 20
 _PIECE: Final = 16 << 20
 #: Rows and columns of a tile of an array without chunks; long rows are copied to a GPU at the link's full rate.
 _FREE, _FREE_ON_GPU = 1024, 4096
+#: Slots for tiles that come and go.
+_AHEAD: Final = 3
 
 #: How the tile above the diagonal follows from the one below: operation and factor.
 MIRRORS: Final = {"symmetric": ("T", 1.0), "hermitian": ("H", 1.0), "skew": ("T", -1.0), "skew-hermitian": ("H", -1.0)}
@@ -48,12 +52,15 @@ class BlockProductPlan:
         Largest tile of A.
     slots : (int, int)
         Slots for tiles of A, and for those of X and Y on a device that does not reach them.
+    resident : int
+        Tiles of A that stay from pass to pass.
     mirrored : bool
         Only one triangle is read.
     """
 
     tile: tuple[int, int]
     slots: tuple[int, int]
+    resident: int
     mirrored: bool
     disk_read: int
     tasks: int
@@ -152,6 +159,7 @@ class BlockProductDriver:
         return BlockProductPlan(
             tile,
             (int(held), vectors),
+            count if held > count else max(0, int(held) - (self.readers(device) if device.unified else 0) - _AHEAD),
             self.mirror is not None,
             int(m * n * a.dtype.itemsize * share),
             count * per_tile,
@@ -210,43 +218,47 @@ class BlockProductDriver:
         places = sorted({*rows, *cols})
         ends = tuple(Tile(i, *place, 0, columns) for i in range(1, len(self.stores)) for place in places)
         last: TileTask | None = None
-        for task in self._panels(plan, columns, backwards) if self.gram else self._rows(plan, columns, backwards):
+        for task in self._panels(plan, columns, backwards) if self.gram else self._rows(plan, columns):
             if last is not None:
                 yield last
             last = task
         if last is not None:  # the next pass brings other vectors
-            yield last._replace(drop=ends)
+            yield last._replace(drop=last.drop + ends)
 
     def _grid(self, plan: BlockProductPlan) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
         (m, n), (h, w) = self.stores[_A].shape, plan.tile
         return [(r, min(r + h, m)) for r in range(0, m, h)], [(c, min(c + w, n)) for c in range(0, n, w)]
 
-    def _rows(self, plan: BlockProductPlan, columns: int, backwards: bool) -> Iterator[TileTask]:
+    def _rows(self, plan: BlockProductPlan, columns: int) -> Iterator[TileTask]:
         rows, cols = self._grid(plan)
         a = self.stores[_A]
         begun: set[Tile] = set()
 
-        def product(tile: Tile, source: tuple[int, int], target: tuple[int, int], op: str, alpha: float) -> TileTask:
+        def product(
+            tile: Tile, source: tuple[int, int], target: tuple[int, int], op: str, alpha: float, drop: tuple[Tile, ...]
+        ) -> TileTask:
             x, y = Tile(_X, *source, 0, columns), Tile(_Y, *target, 0, columns)
             beta = 1.0 if y in begun else 0.0
             begun.add(y)
             reads = (tile, x, y) if beta else (tile, x)
             # X changes from pass to pass: no level below the device may keep it.
-            return TileTask("gemm", reads, (y,), (alpha, beta, op, "N"), self._flops(tile, columns), forget=(x,))
+            return TileTask("gemm", reads, (y,), (alpha, beta, op, "N"), self._flops(tile, columns), drop, (x,))
 
-        for i in range(len(rows))[:: -1 if backwards else 1]:
-            across = range(i + 1) if self.mirror else range(len(cols))
-            for j in across[:: -1 if backwards else 1]:
+        number, total = 0, len(rows) * (len(rows) + 1) // 2 if self.mirror else len(rows) * len(cols)
+        for i in range(len(rows)):
+            for j in range(i + 1) if self.mirror else range(len(cols)):
+                number += 1
+                stays = number * plan.resident // total > (number - 1) * plan.resident // total
                 tile = Tile(_A, *rows[i], *cols[j])
                 if a.is_zero(tile.rect):
                     continue
-                if self.op == "N":
-                    yield product(tile, cols[j], rows[i], "N", 1.0)
-                else:
-                    yield product(tile, rows[i], cols[j], self.op, 1.0)
-                if self.mirror and i != j:
+                twice = self.mirror is not None and i != j
+                drop = () if stays else (tile,)
+                ends = (cols[j], rows[i]) if self.op == "N" else (rows[i], cols[j])
+                yield product(tile, *ends, self.op, 1.0, () if twice else drop)
+                if self.mirror and twice:
                     op, factor = MIRRORS[self.mirror]
-                    yield product(tile, rows[i], cols[j], op, factor)
+                    yield product(tile, rows[i], cols[j], op, factor, drop)
         for place in rows if self.op == "N" else cols:  # nothing but zeros there
             y = Tile(_Y, *place, 0, columns)
             if y not in begun:

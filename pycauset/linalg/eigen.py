@@ -276,8 +276,6 @@ def _find(
         )
         count = min(request.k, len(ritz.values))
         values, vectors = ritz.values[:count], machine.vectors(ritz, count)
-        if kind == "hermitian":  # the basis is orthonormal up to some thousand times rounding
-            vectors, _ = np.linalg.qr(vectors)
         residuals = pairs_residuals(product, values, vectors, request.dtype)
         stats = _statistics(machine, product, residuals)
         try:

@@ -206,7 +206,10 @@ def test_tiles_that_memory_holds_are_not_read_again(monkeypatch: pytest.MonkeyPa
         x = rng.standard_normal((128, 4))
         for _ in range(3):
             np.testing.assert_allclose(product(x), a @ x, atol=1e-12)
-    assert store.count == 2 * a.size  # all of it, and twice the half that was not there
+    plan = product.plan  # type: ignore[attr-defined]
+    assert plan.slots[0] == 8
+    assert plan.resident == 8 - 2 - 3  # beside the tiles that are on their way
+    assert store.count == a.size + 2 * (16 - plan.resident) * 32 * 32  # all of it, and twice what was not there
 
 
 def test_a_gram_product_reads_each_tile_once_when_a_panel_fits(monkeypatch: pytest.MonkeyPatch) -> None:

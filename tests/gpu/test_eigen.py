@@ -36,7 +36,7 @@ def test_products(dtype: str, case: str) -> None:
     taken = {"N": a, "T": a.T, "H": a.conj().T, "C": a.conj()}[op]
     gpu = devices.gpu()
     assert gpu is not None
-    limits = operation_limits("200MB", "64MB")
+    limits = operation_limits("200MB", "90MB")
     with (
         limits.scope("a test") as scope,
         StreamedProduct(
@@ -56,7 +56,7 @@ def test_solvers(tmp_path: Path) -> None:
     before = governor().statistics()
     with pycauset.cuda.force_backend("gpu"):
         s = on_disk(x + x.T, tmp_path / "s.zarr", structure="symmetric", chunks=(256, 256))
-        w = eigsh(s, 5, memory="200MB", gpu_memory="64MB", return_eigenvectors=False)
+        w = eigsh(s, 5, memory="200MB", gpu_memory="90MB", return_eigenvectors=False)
         exact = np.linalg.eigvalsh(x + x.T)
         np.testing.assert_allclose(np.abs(w).max(), np.abs(exact).max(), rtol=1e-11)
         g = on_disk(x, tmp_path / "g.zarr", chunks=(256, 256))
