@@ -1,6 +1,6 @@
 """What it costs when NumPy's BLAS and SciPy's take turns in one process.
 
-Each brings threads of its own, which spin for some 20 ms after a call. A product by NumPy is timed among its like, right after a
+Each brings threads of its own, which spin for a while after a call. A product by NumPy is timed among its like, right after a
 product by SciPy, and a tenth of a second after one. The cost is a few slices of the scheduler, whatever the product's size. It is
 why pycauset's kernels, and all that alternates with them, use one BLAS (``pycauset.devices.blas``), and why a route that is timed
 must not follow another one closely. There is no bar: nobody can choose for the caller's own NumPy code.

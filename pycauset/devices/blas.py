@@ -91,8 +91,8 @@ def _alike(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> bool:
 def product(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """``a @ b`` as a new array, by the same BLAS as the kernels.
 
-    NumPy and SciPy bring a BLAS each. For some 20 ms after a call its threads spin; a call of the other one in that time waits
-    for cores, 4 to 8 ms at the least. So what alternates with kernels should not use ``@``.
+    NumPy and SciPy bring a BLAS each. For a while after a call its threads spin; a call of the other one in that time waits for
+    cores (``benchmarks/two_blas.py`` measures it). So what alternates with kernels should not use ``@``.
 
     Parameters
     ----------
