@@ -215,7 +215,7 @@ class _Cholesky:
 
             direct = _rows(array, dtype) is not None
             plan = self._run(source, result.store, result.nbytes, result.journal, in_core if direct else None)
-            clear_beyond(result.store, self.part, plan.tile[0] if plan is not None else 0)
+            clear_beyond(result.store, self.part, plan.tile[0] if plan is not None else 0, result.journal)
             factor: Matrix = result.finish(self.flags)
             return factor
 

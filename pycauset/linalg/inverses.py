@@ -119,7 +119,7 @@ def _positive_inverse(
             driver = TriangularGramDriver(inverse.store, result.store, dtype, uplo=uplo, op=op, journal=journal)
             flops = (4.0 if dtype.kind == "c" else 1.0) * n**3 / 3
             plan = run(BlockedOperation("inv", driver, flops, result_bytes=result.nbytes, **stages.limits), journal)
-            mirror(result.store, plan.tile[0] if plan is not None else n, stages.limits["memory"])
+            mirror(result.store, plan.tile[0] if plan is not None else n, stages.limits["memory"], journal)
         stages.begin()
         finished: Matrix = stages.finish(mask("is_positive_definite"))
         return finished
@@ -157,7 +157,7 @@ def _triangular_inverse(
         if result.finished:
             return result.opened()
         tile = _invert(source, result, uplo, unit, dtype, limits) if n else 0
-        clear_beyond(result.store, part, tile)
+        clear_beyond(result.store, part, tile, result.journal)
         if check_finite and n:
             with limited(limit, result.nbytes):
                 largest = reduce("max_abs", result.store, owner="inv: looking for NaN")[0, 0]

@@ -15,7 +15,8 @@ from pycauset.evaluate import new_result
 from pycauset.linalg.operands import in_memory
 from pycauset.matrix import Matrix, asmatrix
 from pycauset.properties import Properties
-from pycauset.storage import TileStore, create_store, open_store
+from pycauset.storage import TileStore, ZarrStore, create_store, open_store
+from pycauset.storage.output import journal_path
 
 __all__ = ["MATHEMATICS", "Result", "check_options", "request_of"]
 
@@ -41,16 +42,24 @@ def check_options(progress: Any, resume: Any = True) -> None:
 
 
 def request_of(
-    operation: str, arguments: dict[str, Any], operands: dict[str, tuple[TileStore, str]], *, in_place: bool = False
+    operation: str,
+    arguments: dict[str, Any],
+    operands: dict[str, tuple[TileStore, str]],
+    *,
+    in_place: bool = False,
+    own: TileStore | None = None,
 ) -> dict[str, Any]:
-    """What a journal compares: everything that decides the result's bits. ``in_place``: the operand changes as work goes on."""
+    """What a journal compares: everything that decides the result's bits.
+
+    Operands change as work goes on ``in_place``: all of them, or the one that is its ``own`` output.
+    """
     from pycauset.hardware.arithmetic import cpu_arithmetic
     from pycauset.storage.identity import newest_chunk
     from pycauset.storage.journal import operand_identity
 
     identities = {name: {**operand_identity(store), "op": op} for name, (store, op) in operands.items()}
     for name, (store, _) in operands.items():
-        if not in_place and store.path is not None and store.path.is_dir():
+        if not in_place and store is not own and store.path is not None and store.path.is_dir():
             identities[name]["chunks"] = newest_chunk(store.path)
     return {"operation": operation, "arguments": arguments, "operands": identities, "threads": cpu_arithmetic()}
 
@@ -78,7 +87,8 @@ class Result:
     chunks : (int, int), optional
         Of a new store on disk.
     request : callable, optional
-        Gives the request of a journal (`request_of`), which a Zarr folder named by path then gets.
+        Gives the request of a journal (`request_of`). A Zarr folder named by path then gets one, and a matrix of the caller's
+        that is one: tiles are replaced as the journal records them.
     resume : bool or "restart"
         As `open_journal` takes it.
 
@@ -129,6 +139,24 @@ class Result:
                 self._begin_journal(shape, dtype, structure, chunks, request(), resume)
         else:
             self.store = _given(name, out, shape, dtype, structure, reads)
+            # Tiles along a diagonal are square, and a journal takes whole chunks.
+            fits = structure == "full" or self.store.chunks[0] == self.store.chunks[1]
+            if request is not None and isinstance(self.store, ZarrStore) and fits and _is_whole(self.store):
+                self._begun = True
+                self._begin_overwriting(self.store, request(), resume)
+
+    def _begin_overwriting(self, store: ZarrStore, request: dict[str, Any], resume: Any) -> None:
+        from pycauset.storage.journal import open_journal
+
+        assert store.path is not None
+        self.journal = open_journal(store.path, request, resume=resume)
+        try:
+            self.finished = self.journal.finished
+            if not self.finished:
+                self.journal.in_place(store)
+        except BaseException:
+            self.journal.suspend()
+            raise
 
     def _begin_journal(
         self, shape: tuple[int, int], dtype: Any, structure: str, chunks: Any, request: dict[str, Any], resume: Any
@@ -164,7 +192,7 @@ class Result:
     def opened(self) -> Matrix:
         """The result of the run that had finished."""
         self._done = True
-        return Matrix(self.store)
+        return self._out if isinstance(self._out, Matrix) else Matrix(self.store)
 
     def finish(self, flags: int = 0, *, vector: bool = False) -> Any:
         """Finish the output, with its properties; what the caller gets.
@@ -206,6 +234,12 @@ class Result:
             self.journal.discard()
         else:
             self.journal.suspend()
+
+
+def _is_whole(store: ZarrStore) -> bool:
+    """Whether a matrix is finished, or a journal tells what is in it: one that its caller is just making has no name yet."""
+    assert store.path is not None
+    return not store.unfinished or journal_path(store.path).exists()
 
 
 def column_of(store: TileStore) -> np.ndarray[Any, Any]:

@@ -16,15 +16,17 @@ from typing import TYPE_CHECKING, Any, Final, Self, cast
 
 import numpy as np
 
-from pycauset import config
+from pycauset import config, operations
 from pycauset.errors import JournalError, MemoryLimitError, StoreError, StoreExistsError
 from pycauset.linalg.operands import in_memory
 from pycauset.linalg.results import MATHEMATICS, Result
+from pycauset.linalg.triangles import rectangles
 from pycauset.matrix import Matrix
 from pycauset.storage import open_store
 from pycauset.storage.identity import differences, plain, versions
 from pycauset.storage.journalfile import RESTART
 from pycauset.storage.output import fsync_folder, journal_path, write_durably
+from pycauset.tiling import Rect
 from pycauset.units import format_bytes
 
 if TYPE_CHECKING:
@@ -226,6 +228,20 @@ class Stages:
     def begin(self) -> None:
         """The result is written from now on."""
         self.result.begin(self._held())
+
+    def put(self, matrix: Matrix) -> None:
+        """Copy a matrix to the result's place; with a journal as one tile, which is there as a whole or not at all."""
+        self.begin()
+        store, journal = self.result.store, self.result.journal
+        whole = Rect(0, store.shape[0], 0, store.shape[1])
+        if journal is None:
+            with self.limited(matrix):
+                operations.copy_into(matrix, store, owner=self._name)
+            return
+        journal.begin({"tile": store.shape}, device="cpu")
+        if whole.size and not journal.generation(whole):
+            for part in rectangles(store):
+                journal.write(whole, 1, part, np.asarray(matrix[part.slices]).reshape(part.shape))
 
     def finish(self, flags: int = 0, *, vector: bool = False) -> Any:
         """As `Result.finish`, and nothing is left of the way."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -15,7 +16,7 @@ from pycauset.linalg.stages import Stages
 from pycauset.linalg.triangles import check_finite as refuse_non_finite
 from pycauset.linalg.triangles import load
 from pycauset.matrix import Matrix
-from pycauset.storage import TileStore
+from pycauset.storage import TileStore, ZarrStore
 
 __all__ = ["System", "substitute"]
 
@@ -41,7 +42,7 @@ class System:
         out: Any,
         overwrite: bool,
         *,
-        request: Callable[[], dict[str, Any]],
+        request: Callable[..., dict[str, Any]],
         resume: Any,
         staged: bool,
     ) -> Any:
@@ -64,23 +65,29 @@ class System:
 
         source = stored(self.right)
         in_place = overwrite and out is None and self._can_hold()
+        given = self.right if in_place else out
+        limit = named_limit(self.limits["memory"], "memory")
+        self.beside = self._must_be_beside(a, given, limit)
+        if in_place:
+            request = functools.partial(request, own=self.right.store)
         with Stages(
             self.name,
             self.right.shape,
             self.dtype,
-            self.right if in_place else out,
+            given,
             reads=(a,) if in_place else (a, self.right.store),
-            chunks=_chunks(a, source, self.dtype, named_limit(self.limits["memory"], "memory")),
+            chunks=_chunks(a, source, self.dtype, limit),
             request=request,
             resume=resume,
             limits=self.limits,
-            staged=staged,
+            staged=staged or self.beside,
         ) as stages:
-            if stages.result.finished:
-                return stages.result.opened()
-            if not stages.complete:
-                self._substitute(stages, triangles(stages), None if in_place else source)
-            solution = stages.finish(vector=self.vector)
+            if not stages.result.finished:
+                if not stages.complete:
+                    self._substitute(stages, triangles(stages), None if in_place else source)
+                solution = stages.finish(vector=self.vector)
+            else:
+                solution = stages.result.opened()
             if in_place:
                 array = self.right._array
                 return array[:, 0] if self.vector and array is not None else self.right
@@ -88,14 +95,18 @@ class System:
 
     def _substitute(self, stages: Stages, triangles: list[Triangle], source: TileStore | None) -> None:
         limit, result, first = stages.limits["memory"], stages.result, triangles[0]
-        if source is None and self.check and self.right.store.path is not None:
+        begun = result.journal is not None and result.journal.resumed
+        if source is None and self.check and self.right.store.path is not None and not begun:
             # Nothing on disk is overwritten for a solution that cannot be had.
             for triangle in triangles:
                 refuse_non_finite(self.name, triangle.store, "lower" if triangle.uplo == "L" else "upper", memory=limit)
             refuse_non_finite(self.name, self.right.store, what="b", memory=limit)
         origin, steps = source, triangles
-        if stages.lasting and len(triangles) == 2:  # a journal knows one substitution
-            origin, steps = stages.make("half", lambda place: self._half(first, place, stages)).store, triangles[1:]
+        if stages.lasting and self.beside:
+            stages.put(stages.make("solution", lambda place: self._solution(triangles, place, stages)))
+            steps = []
+        elif stages.lasting and len(triangles) == 2:  # a journal knows one substitution
+            origin, steps = self._first(first, stages), triangles[1:]
         stages.begin()
         for triangle in steps:
             options: dict[str, Any] = {**stages.limits, "result_bytes": result.nbytes, "journal": result.journal}
@@ -105,24 +116,43 @@ class System:
             with stages.limited():
                 self._check(first, result, source, limit)
 
-    def _half(self, triangle: Triangle, place: Any, stages: Stages) -> Matrix:
+    def _first(self, triangle: Triangle, stages: Stages) -> TileStore:
         """The solution with the first of two triangles."""
+        source, step = stored(self.right), f"the first half of {self.name}"
+        return stages.make("half", lambda place: self._step(step, triangle, source, self.right.op, place, stages)).store
+
+    def _solution(self, triangles: list[Triangle], place: Any, stages: Stages) -> Matrix:
+        """The solution, beside a place that cannot take it tile by tile."""
+        if len(triangles) == 1:
+            return self._step(f"{self.name} by substitution", triangles[0], stored(self.right), self.right.op, place, stages)
+        half = self._first(triangles[0], stages)
+        return self._step(f"the second half of {self.name}", triangles[1], half, "N", place, stages)
+
+    def _step(self, name: str, triangle: Triangle, source: TileStore, op: str, place: Any, stages: Stages) -> Matrix:
+        """The solution with one triangle, on its way."""
         arguments = {"dtype": self.dtype.name, "uplo": triangle.uplo, "op": triangle.op, "unit": triangle.unit}
-        operands = {"a": (triangle.store, "N"), "b": (self.right.store, self.right.op)}
-        source, limits = stored(self.right), stages.limits
+        operands, limits = {"a": (triangle.store, "N"), "b": (source, op)}, stages.limits
         with Result(
             self.name,
             self.right.shape,
             self.dtype,
             place,
             chunks=_chunks(triangle.store, source, self.dtype, limits["memory"]),
-            request=lambda: request_of(f"the first half of {self.name}", arguments, operands),
+            request=lambda: request_of(name, arguments, operands),
         ) as result:
             if result.finished:
                 return result.opened()
             substitute(self.name, triangle, source, result.store, self.dtype, journal=result.journal, **limits)
-            half: Matrix = result.finish()
-            return half
+            found: Matrix = result.finish()
+            return found
+
+    def _must_be_beside(self, a: TileStore, given: Any, limit: int | None) -> bool:
+        """Whether a place on disk has chunks that are higher than a triangle's tiles: then it cannot be written tile by tile."""
+        store = given.store if isinstance(given, Matrix) else None
+        if not isinstance(store, ZarrStore):
+            return False
+        side, _ = chunks_like(a, a.shape, self.dtype, limit)
+        return min(store.chunks[0], store.shape[0]) > side
 
     def _can_hold(self) -> bool:
         """Whether the right-hand side can take the solution."""

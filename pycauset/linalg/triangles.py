@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
@@ -53,7 +54,7 @@ def load(store: TileStore, out: Array, part: str = "full") -> None:
         store.read(rect, out[rect.slices])
 
 
-def clear_beyond(store: TileStore, part: str, tile: int) -> None:
+def clear_beyond(store: TileStore, part: str, tile: int, journal: Any = None) -> None:
     """Zeros in the triangle opposite to ``part``, where a store keeps it.
 
     Parameters
@@ -63,6 +64,8 @@ def clear_beyond(store: TileStore, part: str, tile: int) -> None:
         The triangle that holds something.
     tile : int
         Side of the square tiles along the diagonal that hold zeros beyond it already; 0 if none do.
+    journal : Journal, optional
+        Of a store on disk that has one.
     """
     n = store.shape[0]
     if not n:
@@ -87,11 +90,8 @@ def clear_beyond(store: TileStore, part: str, tile: int) -> None:
         with ThreadPoolExecutor(min(8, cpu_info().cores)) as pool:
             list(pool.map(strip, range(0, n, _STRIP)))
         return
-    for start in range(0, n, tile):
-        stop = min(start + tile, n)
-        beyond = Rect(start, stop, stop, n) if part == "lower" else Rect(start, stop, 0, start)
-        for _, _, rect in pieces(beyond, store.chunks):
-            store.write(rect, np.zeros(rect.shape, store.dtype))
+    for rect, put in _pieces_beyond(store, part, tile, journal):
+        put(np.zeros(rect.shape, store.dtype))
 
 
 def _repair(store: TileStore, tile: int, change: Callable[[Array], Array]) -> None:
@@ -106,7 +106,23 @@ def _repair(store: TileStore, tile: int, change: Callable[[Array], Array]) -> No
         store.write(rect, change(block))
 
 
-def mirror(store: TileStore, tile: int, memory: int | None) -> None:
+def _pieces_beyond(store: TileStore, part: str, tile: int, journal: Any) -> Iterator[tuple[Rect, Callable[[Array], None]]]:
+    """Pieces along chunks of the tiles opposite to ``part``, and what writes one: those that a journal has not on record."""
+    n = store.shape[0]
+    for start in range(0, n, tile):
+        for other in range(start + tile, n, tile):
+            whole = Rect(start, min(start + tile, n), other, min(other + tile, n))
+            whole = whole if part == "lower" else whole.T
+            if journal is not None and journal.generation(whole):
+                continue
+            for _, _, rect in pieces(whole, store.chunks):
+                if journal is None:
+                    yield rect, functools.partial(store.write, rect)
+                else:
+                    yield rect, functools.partial(journal.write, whole, 1, rect)
+
+
+def mirror(store: TileStore, tile: int, memory: int | None, journal: Any = None) -> None:
     """Fill the upper triangle with the adjoint of the lower one where a store keeps it, tiles along the diagonal left alone."""
     from pycauset.devices.numpy import mirror_lower
 
@@ -121,13 +137,11 @@ def mirror(store: TileStore, tile: int, memory: int | None) -> None:
     if store.structure != "full":
         _repair(store, tile, mirrored)
         return
-    n = store.shape[0]
     with _buffer(store, store.chunks[0] * store.chunks[1], "mirroring a triangle", memory) as buffer:
-        for start in range(0, n, tile):
-            for _, _, rect in pieces(Rect(start, min(start + tile, n), min(start + tile, n), n), store.chunks):
-                part = buffer[: rect.size].reshape(rect.T.shape)
-                store.read(rect.T, part)
-                store.write(rect, part.conj().T)
+        for rect, put in _pieces_beyond(store, "lower", tile, journal):
+            part = buffer[: rect.size].reshape(rect.T.shape)
+            store.read(rect.T, part)
+            put(part.conj().T)
 
 
 def check_finite(name: str, store: TileStore, part: str = "full", *, what: str = "a", memory: int | None = None) -> None:
