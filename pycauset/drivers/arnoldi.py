@@ -30,7 +30,7 @@ import numpy as np
 
 from pycauset.drivers.arnoldi_plan import ArnoldiPlan, plan_arnoldi
 from pycauset.drivers.basis import Basis
-from pycauset.drivers.orthogonal import gaussian, orthonormalise
+from pycauset.drivers.orthogonal import orthonormalise, random_block
 from pycauset.drivers.ritz import Ritz, kept_space, norm_from_below, ritz_pairs, surplus
 from pycauset.tiling import ceil_div
 
@@ -205,7 +205,7 @@ class ArnoldiDriver:
     def _first(self) -> tuple[int, int]:
         """An orthonormal block to start from."""
         n, block, basis = self.plan.n, self.plan.block, self.basis
-        x = gaussian(self._rng, (n, block), basis.dtype)
+        x = random_block(self._rng, (n, block), basis.dtype)
         given = 0
         if self.start is not None:
             given = min(self.start.shape[1], block)
@@ -335,7 +335,7 @@ class ArnoldiDriver:
         width = min(max(plan.block, wide - wide % plan.block), plan.ncv - keep, plan.n - keep)
         small = self._small(ritz, j, z)
         self.basis.rotate(z, 0)
-        x = self.basis.take(gaussian(self._rng, (plan.n, width), self.basis.dtype))
+        x = self.basis.take(random_block(self._rng, (plan.n, width), self.basis.dtype))
         new = orthonormalise(self.basis, keep, x, self._rng)
         self.basis.put(keep, new.q)
         h[...] = 0

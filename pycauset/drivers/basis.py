@@ -189,7 +189,7 @@ class DeviceBasis(Basis):
         self._v[:, start : start + q.shape[1]] = q
 
     def inner(self, count: int, w: Any) -> Array:
-        return np.asarray(self._home(self._v[:, :count].T.conj() @ w))
+        return np.asarray(self._home(_adjoint_product(self._v[:, :count], w)))
 
     def subtract(self, count: int, w: Any, c: Array) -> Any:
         return w - self.combine(self._v[:, :count], c)
@@ -215,23 +215,31 @@ class DeviceBasis(Basis):
         return np.asarray(self._home(self._xp.linalg.norm(w, axis=0)))
 
     def combine(self, w: Any, r: Array) -> Any:
-        return w @ self._xp.asarray(r)
+        return w @ self._send(r)
+
+    def _send(self, r: Array) -> Any:
+        """A small matrix, straight into its place: a module's own conversion goes by way of pinned memory."""
+        there = self._xp.empty(r.shape, r.dtype)
+        if isinstance(there, np.ndarray):
+            return r
+        there.set(np.ascontiguousarray(r))
+        return there
 
     def join(self, first: Any, second: Any) -> Any:
         return self._xp.concatenate([first, second], axis=1)
 
     def split(self, count: int, w: Any) -> tuple[Any, Array, Array] | None:
         """Both projections, then twice through the Gram matrix: two waits for the device in all."""
-        v, xp = self._v[:, :count], self._xp
-        adjoint = v.T.conj()
-        first = adjoint @ w
+        v = self._v[:, :count]
+        first = _adjoint_product(v, w)
         w = w - v @ first
-        second = adjoint @ w
+        second = _adjoint_product(v, w)
         w = w - v @ second
-        c, gram = self._coefficients(first + second, w, xp)
+        both = np.asarray(self._home(self._xp.concatenate([first + second, w.T.conj() @ w])))
+        c, gram = both[:count], both[count:]
         own = np.abs(np.diagonal(gram))
         before = own + (np.abs(c) ** 2).sum(axis=0)
-        if not (own > (_CANCELLED**2 if count else 0.0) * before).all():
+        if not (np.isfinite(before).all() and (own > _CANCELLED**2 * before).all()):
             return None
         found = _gram_factor(gram)
         if found is None:
@@ -242,11 +250,6 @@ class DeviceBasis(Basis):
             return None
         return self.combine(q, again[1]), c, np.asarray(again[0] @ found[0])
 
-    def _coefficients(self, c: Any, w: Any, xp: Any) -> tuple[Array, Array]:
-        """``c`` and the Gram matrix of ``w``, in one transfer."""
-        both = np.asarray(self._home(xp.concatenate([c, w.T.conj() @ w])))
-        return both[: len(c)], both[len(c) :]
-
     def qr(self, w: Any) -> tuple[Any, Array]:
         found = _gram_factor(np.asarray(self._home(w.T.conj() @ w)))
         if found is None:
@@ -255,10 +258,15 @@ class DeviceBasis(Basis):
         return self.combine(w, found[1]), found[0]
 
 
+def _adjoint_product(v: Any, w: Any) -> Any:
+    """``vᴴ w``, without a conjugate copy of the large v."""
+    return (w.T.conj() @ v).T.conj()
+
+
 def _gram_factor(gram: Array) -> tuple[Array, Array] | None:
     """Triangular r with ``rᴴ r = gram``, and its inverse; None if rounding could spoil them."""
     lengths = np.sqrt(np.abs(np.diagonal(gram)))
-    if not (lengths > 0).all():
+    if not (np.isfinite(lengths).all() and (lengths > 0).all()):
         return None
     try:
         r = np.linalg.cholesky(gram / np.outer(lengths, lengths)).conj().T

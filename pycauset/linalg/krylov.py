@@ -13,11 +13,11 @@ import numpy as np
 from pycauset.devices.base import Device
 from pycauset.drivers.arnoldi import ArnoldiDriver, Progress
 from pycauset.drivers.ritz import Ritz
-from pycauset.errors import ConfigError, NotConvergedError, ShapeError
+from pycauset.errors import ConfigError, NonFiniteError, NotConvergedError, ShapeError
 from pycauset.governor import Scope
 from pycauset.linalg.checkpoint import Checkpoint
 from pycauset.linalg.placing import Placed, Sizes, place
-from pycauset.solver.products import Product, drive
+from pycauset.solver.products import Product, ResidentProduct, drive
 from pycauset.solver.run import Limits
 from pycauset.storage.direct import crc32c
 from pycauset.storage.identity import versions
@@ -221,8 +221,13 @@ def pairs(
             tell(machine)
         return product(x) if product.resident else basis.take(product(basis.give(x)))
 
-    with where.checked(f"{request.name}: work on a basis"):
-        ritz = drive(machine.run(), multiply)
+    try:
+        with where.checked(f"{request.name}: work on a basis"):
+            ritz = drive(machine.run(), multiply)
+    except NonFiniteError:
+        if isinstance(product, ResidentProduct):
+            product.blame()
+        raise
     if tell is not None:
         tell(machine)
     return machine, ritz, product
