@@ -51,6 +51,8 @@ bench gpu_matmul_pinned 150
 bench gpu_matmul_pageable 180
 bench gpu_matmul_disk 200 ${disk:+--folder "$disk"}
 bench gpu_cholesky_pinned 240
+bench gpu_eigsh_pinned 120
+bench gpu_eigsh_resident 60
 bench gpu_cholesky_disk 580 ${disk:+--folder "$disk"}
 bench regret 420
 bench small_overhead 60
