@@ -11,7 +11,7 @@ from pycauset.errors import NonFiniteError
 from pycauset.linalg.factorizations import cholesky
 from pycauset.linalg.operands import kernel_type, square, stored
 from pycauset.linalg.results import check_options
-from pycauset.linalg.solving import kind_of
+from pycauset.linalg.solving import _can_hold_factor, kind_of
 from pycauset.linalg.triangles import diagonal
 from pycauset.properties import known
 
@@ -28,6 +28,8 @@ class SlogdetResult(NamedTuple):
 def slogdet(
     a: Any,
     assume_a: str | None = "gen",
+    overwrite_a: bool = False,
+    check_finite: bool = True,
     *,
     memory: int | float | str | None = None,
     gpu_memory: int | float | str | None = None,
@@ -43,6 +45,10 @@ def slogdet(
     a : Matrix or array_like (n, n)
     assume_a : {"gen", "pos", "lower triangular", "upper triangular", "diagonal"}
         What A is; ``"gen"`` goes by its properties. See `pycauset.linalg.solve`.
+    overwrite_a : bool
+        The Cholesky factor may be put in the place of ``a``, an array in RAM that can hold it.
+    check_finite : bool
+        Say where in a positive definite matrix NaN or infinity was found. (They are never taken for numbers, asked or not.)
     memory, gpu_memory, progress
         As in `pycauset.linalg.cholesky`.
 
@@ -62,10 +68,14 @@ def slogdet(
     >>> slogdet([[2.0, 7.0], [0.0, -4.0]], assume_a="upper triangular")
     SlogdetResult(sign=np.float64(-1.0), logabsdet=np.float64(2.0794415416798357))
     """
-    return _slogdet("slogdet", a, assume_a, {"memory": memory, "gpu_memory": gpu_memory, "progress": progress})
+    return _slogdet(
+        "slogdet", a, assume_a, overwrite_a, check_finite, {"memory": memory, "gpu_memory": gpu_memory, "progress": progress}
+    )
 
 
-def _slogdet(name: str, a: Any, assume_a: str | None, limits: dict[str, Any]) -> SlogdetResult:
+def _slogdet(
+    name: str, a: Any, assume_a: str | None, overwrite_a: bool, check_finite: bool, limits: dict[str, Any]
+) -> SlogdetResult:
     check_options(limits["progress"])
     matrix = square(name, a)
     dtype = kernel_type(name, matrix.dtype)
@@ -73,7 +83,7 @@ def _slogdet(name: str, a: Any, assume_a: str | None, limits: dict[str, Any]) ->
     kind = kind_of(name, matrix, assume_a)
     twice = 1.0
     if kind == "pos":
-        matrix = cholesky(matrix, **limits)
+        matrix = cholesky(matrix, True, overwrite_a and _can_hold_factor(matrix), check_finite, **limits)
         twice = 2.0
     if known(matrix._flags(), "has_unit_diagonal"):
         return SlogdetResult(dtype.type(1), real.type(0))
@@ -98,6 +108,8 @@ def _slogdet(name: str, a: Any, assume_a: str | None, limits: dict[str, Any]) ->
 def det(
     a: Any,
     assume_a: str | None = "gen",
+    overwrite_a: bool = False,
+    check_finite: bool = True,
     *,
     memory: int | float | str | None = None,
     gpu_memory: int | float | str | None = None,
@@ -107,7 +119,7 @@ def det(
 
     Parameters
     ----------
-    a, assume_a, memory, gpu_memory, progress
+    a, assume_a, overwrite_a, check_finite, memory, gpu_memory, progress
         As in `slogdet`.
 
     Returns
@@ -123,7 +135,9 @@ def det(
     >>> round(float(det([[4.0, 2.0], [2.0, 5.0]], assume_a="pos")), 12)
     16.0
     """
-    sign, logarithm = _slogdet("det", a, assume_a, {"memory": memory, "gpu_memory": gpu_memory, "progress": progress})
+    sign, logarithm = _slogdet(
+        "det", a, assume_a, overwrite_a, check_finite, {"memory": memory, "gpu_memory": gpu_memory, "progress": progress}
+    )
     with np.errstate(over="ignore", under="ignore"):
         size = np.exp(logarithm)
         if np.iscomplexobj(sign):  # by parts: infinity times 0 must stay 0
@@ -134,6 +148,8 @@ def det(
 def logdet(
     a: Any,
     assume_a: str | None = "gen",
+    overwrite_a: bool = False,
+    check_finite: bool = True,
     *,
     memory: int | float | str | None = None,
     gpu_memory: int | float | str | None = None,
@@ -143,7 +159,7 @@ def logdet(
 
     Parameters
     ----------
-    a, assume_a, memory, gpu_memory, progress
+    a, assume_a, overwrite_a, check_finite, memory, gpu_memory, progress
         As in `slogdet`.
 
     Returns
@@ -160,6 +176,8 @@ def logdet(
     >>> float(logdet([[1.0, 0.0], [0.0, 1.0]], assume_a="pos"))
     0.0
     """
-    sign, logarithm = _slogdet("logdet", a, assume_a, {"memory": memory, "gpu_memory": gpu_memory, "progress": progress})
+    sign, logarithm = _slogdet(
+        "logdet", a, assume_a, overwrite_a, check_finite, {"memory": memory, "gpu_memory": gpu_memory, "progress": progress}
+    )
     tolerance = 1e3 * np.finfo(type(logarithm)).eps if np.iscomplexobj(sign) else 0.0
     return logarithm if sign == 0 or abs(sign - 1) <= tolerance else type(logarithm)(math.nan)

@@ -188,6 +188,13 @@ def test_determinants(tmp_path: Path, dtype: str) -> None:
     assert np.isinf(det(np.eye(500, dtype=dtype) * 1e20, "diagonal"))
     identity = pycauset.eye(5)
     assert slogdet(identity) == (1, 0)
+    empty = np.zeros((0, 0), dtype)
+    assert (det(empty, "pos"), det(empty, "diagonal")) == (1, 1)
+    kept = a.copy()
+    assert logdet(kept, "pos", overwrite_a=False, check_finite=False) == pytest.approx(logarithm, rel=1e3 * eps)
+    assert np.array_equal(kept, a)
+    assert logdet(kept, "pos", overwrite_a=True) == pytest.approx(logarithm, rel=1e3 * eps)
+    assert np.abs(np.tril(kept) @ np.tril(kept).conj().T - a).max() < 1e3 * eps * np.abs(a).max()
 
 
 def test_matrices_of_which_nothing_is_known_wait_for_lu() -> None:
