@@ -51,7 +51,7 @@ def inv(
     assume_a, lower
         As in `solve`.
     out, resume, memory, gpu_memory, progress
-        As in `cholesky`. With a Zarr folder named by path the factor, and then its inverse, lie in ``NAME.stages`` beside it
+        As in `cholesky`. With a Zarr folder as ``out`` the factor, and then its inverse, lie in ``NAME.stages`` beside it
         until all is finished, so that the same call goes on after a kill.
 
     Returns

@@ -56,11 +56,12 @@ def solve_triangular(
     unit_diagonal : bool
         Take the diagonal as ones and do not read it.
     overwrite_b : bool
-        The solution may be put in the place of ``b``, if that can hold it.
+        The solution may be put in the place of ``b``, if that can hold it. In a Zarr folder this has a journal: after a kill
+        the same call, with ``b`` opened again, goes on.
     check_finite : bool
         Look for NaN and infinity, in the solution first; where it has some, the error says where they came from.
     out : Matrix or ndarray of the solution's shape, or path, optional
-        Where the solution goes; a Zarr folder named by path gets a journal, see `cholesky`.
+        Where the solution goes; a Zarr folder, named by path or opened, gets a journal, see `cholesky`.
     resume, memory, gpu_memory, progress
         As in `cholesky`.
 
@@ -193,8 +194,8 @@ def solve(
     transposed : bool
         Solve ``A.T X = B``.
     out, resume, memory, gpu_memory, progress
-        As in `cholesky`. With a Zarr folder named by path the factor lies in ``NAME.stages`` beside it until the solution is
-        finished, so that the same call goes on after a kill.
+        As in `cholesky`. With a Zarr folder (``out``, or ``b`` to overwrite) the factor lies in ``NAME.stages`` beside it until
+        the solution is finished, so that the same call goes on after a kill.
 
     Returns
     -------

@@ -233,14 +233,15 @@ def _on_record(operation: BlockedOperation, journal: Any) -> tuple[Device, Block
         raise journal.unusable(f"plan.plan.{error}") from None
     if kind not in ("cpu", "gpu") or (kind == "cpu") is not plan.unified:
         raise journal.unusable(f"plan.device is {kind!r}")
+    machine = gpu_arithmetic() if kind == "gpu" else {}
+    changed = differences(journal.header.get("machine"), machine, "machine") if machine.get("gpu") else []
+    if changed:
+        raise journal.unusable(f"it was computing on a GPU, and {'; '.join(changed)}")
     where = devices.cpu() if kind == "cpu" else devices.gpu()
     if where is None:
         raise DeviceError(
             f"{operation.name} was begun on a GPU, and there is none now; bring the GPU back, or else {journal.remedy}"
         )
-    changed = differences(journal.header.get("machine"), gpu_arithmetic(), "machine") if kind == "gpu" else []
-    if changed:
-        raise journal.unusable(f"it was computing on a GPU, and {'; '.join(changed)}")
     try:
         operation.driver.check(plan, where, journal.generations())
     except ValueError as error:

@@ -1,9 +1,10 @@
 """Kill operations in the middle of their work, take them up again, compare the bits: a process that has no threads, and forks.
 
 ``python killed.py FOLDER TRIALS SEED KIND`` prints one line of JSON for each trial, of "factorisations" or operations of several
-"steps" each. A trial is a child that was killed after its journal had a header and before its end: the moment is drawn from those
-that a whole run went through, lengths of its journals, and a random time later. A child that was faster than the kill is no trial;
-its work is made again. OPENBLAS_NUM_THREADS=1 keeps this process free of threads, so that its children may start their own.
+"steps" each. A trial is a child that was killed after its journal had a header and before its end: the
+moment is drawn from the lengths that the journals of a whole run went through, and a random time later. A child that was faster
+than the kill is no trial; its work is made again. OPENBLAS_NUM_THREADS=1 keeps
+this process free of threads, so that its children may start their own.
 """
 
 from __future__ import annotations
