@@ -243,7 +243,7 @@ def _run(
     path = folder / "factor.zarr"
     note = {"seed": seed, "n": n, "dtype": kind.name}
     matrix = CovarianceStore(seed, n, kind)
-    chunks = chunks_like(matrix, matrix.shape, kind, limit)
+    chunks = chunks_like(matrix, matrix.shape, kind, limit if gpu_limit is None else min(limit, gpu_limit))
     there, factored = _found(path, note)
     idle, gpu_idle = _idle_memory(kind)
     rates = [disk_rates(folder, chunks, kind, 2 * triangle_bytes(n, kind))]

@@ -14,16 +14,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pycauset import linalg, stress_cholesky, stress_gauges
+from pycauset import config, devices, linalg, stress_cholesky, stress_gauges
 from pycauset.errors import JournalBusyError, MemoryLimitError, StoreExistsError
 from pycauset.factor_check import Adjoint
 from pycauset.freivalds import RESIDUAL_LIMIT, freivalds
+from pycauset.governor import governor
 from pycauset.hardware import load_machine, use_probe
 from pycauset.seeded import CovarianceStore
+from pycauset.solver import blocked
 from pycauset.storage import as_store, open_store
 from pycauset.stress import stress
 from pycauset.stress_cholesky import CholeskyStressResult, tile_residual
 from pycauset.tiling import Rect
+from tests.drivers.fakes import PROFILE, FakeGpu
 
 MACHINE = load_machine(Path(__file__).parents[1] / "profiles" / "no_gpu.json")
 DTYPES = ("float32", "float64", "complex64", "complex128")
@@ -234,6 +237,31 @@ def test_an_interrupted_run_is_gone_on_with(tmp_path: Path) -> None:
     assert 0 < again.reused < again.tasks
     assert again.build_seconds == 0, "the part that went on with the matrix did not build it"
     assert again.rate * again.seconds == pytest.approx(again.n**3 / 3 * (1 - again.reused / again.tasks))
+    assert not list(tmp_path.iterdir())
+
+
+def test_gpu_memory_is_what_was_granted_and_what_is_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a pretended GPU, of which a context and a library that nobody has granted anything take 300 MB."""
+    device, ungranted = FakeGpu(), 300_000_000
+
+    def in_use() -> int:
+        return ungranted + governor().statistics().device.in_use
+
+    monkeypatch.setattr(devices, "gpu", lambda: device)
+    monkeypatch.setattr(devices, "gpu_is_cold", lambda: False)
+    monkeypatch.setattr(blocked, "load_profile", lambda: PROFILE)
+    for module in (stress_cholesky, stress_gauges):
+        monkeypatch.setattr(module, "gpu_bytes", in_use)
+    governor().set_device_memory(4 << 30, 4 << 30)
+    try:
+        with config.settings(backend="gpu"):
+            result = stress("20MB", "300MB", "150MB", op="cholesky", output=tmp_path, progress=False)
+    finally:
+        governor().set_device_memory(0, 0)
+    assert isinstance(result, CholeskyStressResult)
+    assert result.passed
+    assert result.link == "PCIe"
+    assert result.gpu_measured == result.gpu_peak, "over idle"
     assert not list(tmp_path.iterdir())
 
 

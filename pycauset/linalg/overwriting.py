@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-import numpy as np
-
 from pycauset.errors import ConfigError, DtypeError, NotPositiveDefiniteError, OverlapError, ShapeError
 from pycauset.governor import governor
 from pycauset.linalg.operands import in_memory, square, stored
 from pycauset.matrix import Matrix
-from pycauset.storage import TileStore, ZarrStore
+from pycauset.storage import TileStore, ZarrStore, aligned_empty
 from pycauset.tiling import Rect, pieces
 
 __all__ = ["RESTORED", "after_lapack", "changed", "interrupted_restore", "restore", "restore_by_journal", "source_of", "told"]
@@ -101,7 +99,7 @@ def restore(source: TileStore, store: TileStore, rects: Iterable[Rect], memory: 
     largest = 0 if array is not None else max((part.size for part in parts), default=0)
     nbytes = largest * store.dtype.itemsize
     with governor().scope(host=memory, owner="cholesky: restoring") as scope, scope.require("host", nbytes):
-        buffer = np.empty(largest, store.dtype)
+        buffer = aligned_empty(largest, store.dtype)
         for part in parts:
             if array is not None:
                 source.read(part, array[part.slices])
@@ -118,7 +116,7 @@ def restore_by_journal(source: TileStore, journal: Any, store: ZarrStore, memory
         governor().scope(host=memory, owner="cholesky: restoring") as scope,
         scope.require("host", size * store.dtype.itemsize),
     ):
-        buffer = np.empty(size, store.dtype)
+        buffer = aligned_empty(size, store.dtype)
         for tile, generation in journal.generations().items():
             if generation >= RESTORED:
                 continue

@@ -14,7 +14,7 @@ from pycauset.errors import NonFiniteError, NotHermitianError
 from pycauset.governor import governor
 from pycauset.hardware import cpu_info
 from pycauset.linalg.operands import in_memory
-from pycauset.storage import TileStore
+from pycauset.storage import TileStore, aligned_empty
 from pycauset.tiling import Rect, ceil_div, pieces, round_up
 
 __all__ = ["check_finite", "check_hermitian", "clear_beyond", "diagonal", "load", "mirror", "rectangles"]
@@ -45,7 +45,7 @@ def _buffer(store: TileStore, largest: int, owner: str, memory: int | None) -> I
     """A ticketed buffer for so many elements of a store."""
     nbytes = largest * store.dtype.itemsize
     with governor().scope(host=memory, owner=owner) as scope, scope.require("host", nbytes):
-        yield np.empty(largest, store.dtype)
+        yield aligned_empty(largest, store.dtype)
 
 
 def load(store: TileStore, out: Array, part: str = "full") -> None:
