@@ -65,9 +65,10 @@ def raw(place: str, matrix: Any, folder: Path, shape: tuple[int, int]) -> Array:
     return out
 
 
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_the_error_tells_what_each_tile_holds(tmp_path: Path, dtype: str, place: str) -> None:
+@pytest.mark.parametrize(
+    ("place", "dtype"), [*((place, "float64") for place in PLACES), *(("disk", dtype) for dtype in DTYPES if dtype != "float64")]
+)
+def test_the_error_tells_what_each_tile_holds(tmp_path: Path, place: str, dtype: str) -> None:
     n, pivot = 270, 200
     a = spd(n, dtype, np.random.default_rng())
     expected = np.linalg.cholesky(a)
