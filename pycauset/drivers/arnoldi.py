@@ -38,6 +38,9 @@ __all__ = ["ArnoldiDriver", "ArnoldiPlan", "Progress", "Restart", "plan_arnoldi"
 
 Array = np.ndarray[Any, Any]
 
+#: Residuals are estimates, exact up to rounding until a restart adds a little: the measured ones shall keep the tolerance.
+_MARGIN: Final = 0.99
+_MARGIN_RESTARTED: Final = 0.8
 #: Of the passes so far, the share that a look for missed copies may take at most, and the fewest passes it gets.
 _LOOK_SHARE: Final = 3
 _LOOK_LEAST: Final = 4
@@ -250,10 +253,11 @@ class ArnoldiDriver:
         self.norm = max(self.norm, float(np.abs(ritz.values).max()))
         if self.kind == "general":
             self.norm = max(self.norm, norm_from_below(h[: j + p, :j]))
-        allowed = self.tol * self._scale(ritz.values)
+        tol = max(self.tol * (_MARGIN_RESTARTED if self.restarts else _MARGIN), 4 * float(np.finfo(h.dtype).eps))
+        allowed = tol * self._scale(ritz.values)
         good = ritz.residuals <= allowed
         self.converged = bool(good[:k].all()) and k == self.plan.k
-        relative = ritz.residuals[:k] / np.where(allowed[:k] == 0, 1, allowed[:k]) * self.tol
+        relative = ritz.residuals[:k] / np.where(allowed[:k] == 0, 1, allowed[:k]) * tol
         self.history.append(
             Progress(self.passes, self.restarts, j, int(good[:k].sum()), self.locked, float(relative.max(initial=0)))
         )

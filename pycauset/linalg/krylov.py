@@ -6,7 +6,7 @@ import operator as operators
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
@@ -25,9 +25,6 @@ from pycauset.storage.identity import versions
 __all__ = ["EigenStatistics", "Request", "pairs", "pairs_residuals"]
 
 Array = np.ndarray[Any, Any]
-
-_MARGIN: Final = 0.8
-
 
 @dataclass(frozen=True, slots=True)
 class EigenStatistics:
@@ -210,9 +207,7 @@ def pairs(
     )
     placed = place(sizes, open_product, limits, scope, stack)
     plan, product, basis = placed.plan, placed.product, placed.basis
-    # The driver's residuals are estimates, to which each restart adds a little: the measured ones shall keep the tolerance.
-    tol = max(_MARGIN * request.tol, 4 * float(np.finfo(request.dtype).eps))
-    machine = ArnoldiDriver(plan, basis, kind, request.which, tol, request.maxiter, start=request.start, scale=scale)
+    machine = ArnoldiDriver(plan, basis, kind, request.which, request.tol, request.maxiter, start=request.start, scale=scale)
     _keep_checkpoints(request, kind, placed, machine)
     tell = request.progress
 
