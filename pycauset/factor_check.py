@@ -1,8 +1,7 @@
 """Whether a matrix on disk is the lower Cholesky factor of another: sampled tiles, element by element.
 
 In sampled tiles ``|A_ij - Σ_k L_ik L_jkᴴ|`` is compared with ``√n ε ‖L_i‖ ‖L_j‖``, which is what rounding a sum of n
-products costs with high probability [1]_. With `Adjoint`, :func:`~pycauset.freivalds.freivalds` tests all of it by random
-vectors.
+products costs with high probability [1]_. :func:`~pycauset.freivalds.freivalds` tests all of it by random vectors.
 
 References
 ----------
@@ -14,38 +13,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pycauset.storage import TileStore
 from pycauset.tiling import Rect
 
-__all__ = ["SAMPLES", "Adjoint", "tile_residual"]
+__all__ = ["SAMPLES", "tile_residual"]
 
 SAMPLES: Final = 8
 """Sampled tiles unless told otherwise."""
 
 _TILE: Final = 256
 _DEPTH: Final = 2048
-
-
-class Adjoint(TileStore):
-    """``Lᴴ`` of a lower triangle, for reading."""
-
-    def __init__(self, lower: TileStore) -> None:
-        self._lower = lower
-        self.shape, self.chunks = lower.shape[::-1], lower.chunks[::-1]
-        self.dtype, self.structure = lower.dtype, "upper"
-        self.identity = ("adjoint", lower.identity)
-        self.attributes = {}
-
-    def _read(self, rect: Rect, out: NDArray[Any]) -> None:
-        buffer = np.empty(rect.shape[::-1], self.dtype)
-        self._lower.read(rect.T, buffer)
-        np.conjugate(buffer.T, out=buffer.T)
-        np.copyto(out, buffer.T, casting="same_kind")
 
 
 def tile_residual(a: TileStore, factor: TileStore, *, samples: int = SAMPLES, seed: int = 0) -> float:

@@ -47,7 +47,7 @@ _TILE_BYTES: Final = 32 << 20
 def freivalds(
     c: TileStore,
     a: TileStore,
-    b: TileStore,
+    b: TileStore | None = None,
     *,
     vectors: int = VECTORS,
     seed: int = 0,
@@ -56,11 +56,13 @@ def freivalds(
 ) -> float:
     """Scaled residual of ``C = A B`` under random probing: of the order of 1 or less for rounding, huge for a wrong C.
 
-    Every matrix is read once, tile by tile.
+    Every matrix is read once, A twice if it stands for B too, tile by tile; tiles beyond the diagonal of a triangle are not read.
 
     Parameters
     ----------
-    c, a, b : TileStore (m, n), (m, k), (k, n)
+    c, a : TileStore (m, n), (m, k)
+    b : TileStore (k, n), optional
+        ``Aᴴ`` by default.
     vectors : int
         Random sign vectors: a wrong row of C escapes all of them with probability 2**-vectors at most.
     seed : int
@@ -91,7 +93,9 @@ def freivalds(
     >>> freivalds(as_store(z), as_store(x), as_store(y)) < RESIDUAL_LIMIT
     False
     """
-    (m, k), (other, n) = a.shape, b.shape
+    own = b is None
+    b = a if b is None else b
+    (m, k), (other, n) = a.shape, b.shape[::-1] if own else b.shape
     if k != other or c.shape != (m, n):
         raise ShapeError(f"C of shape {c.shape} cannot be the product of A {a.shape} and B {b.shape}")
     if not m or not n:
@@ -100,7 +104,7 @@ def freivalds(
     total = c.nbytes + a.nbytes + b.nbytes
     with reporter(progress, "checking the product", total, unit="byte") as report:
         read = _Tally(report)
-        bx, b_rows = _product(b, x, memory, read)
+        bx, b_rows = _product(b, x, memory, read, adjoint=own)
         abx, a_rows = _product(a, bx, memory, read)
         cx, c_rows = _product(c, x, memory, read)
     wrong = np.abs(cx - abx).max(axis=1)
@@ -124,12 +128,14 @@ class _Tally:
         self._report(self._bytes)
 
 
-def _product(store: TileStore, x: NDArray[Any], memory: int, read: _Tally) -> tuple[NDArray[Any], NDArray[Any]]:
-    """``store @ x`` in double precision and the squared norms of the store's rows; strips of rows in parallel."""
-    m, n = store.shape
+def _product(
+    store: TileStore, x: NDArray[Any], memory: int, read: _Tally, *, adjoint: bool = False
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """``store @ x``, or ``storeᴴ @ x`` for real x, in double precision, and the squared norms of its rows; strips in parallel."""
+    (m, n), (height, width) = (shape[::-1] if adjoint else shape for shape in (store.shape, store.chunks))
     kind = np.result_type(store.dtype, np.float64)
-    workers = max(1, min(8, probe.cpu_info().cores))
-    height, width = min(store.chunks[0], m), min(store.chunks[1], n)
+    workers = max(1, min(16, probe.cpu_info().cores))
+    height, width = min(height, m), min(width, n)
     room = min(_TILE_BYTES, memory // (4 * workers)) // kind.itemsize
     height = max(1, min(height, room // max(1, width)))
     width = max(1, min(n, max(width, room // height // max(1, width) * width)))
@@ -139,20 +145,24 @@ def _product(store: TileStore, x: NDArray[Any], memory: int, read: _Tally) -> tu
     local = threading.local()
 
     def strip(r0: int) -> int:
-        rows = min(height, m - r0)
+        rows = slice(r0, min(r0 + height, m))
         buffer: NDArray[Any] | None = getattr(local, "buffer", None)
         if buffer is None:
             buffer = local.buffer = np.empty(height * width, kind)
         for c0 in range(0, n, width):
             if stop.is_set():
                 break
-            cols = min(width, n - c0)
-            tile = buffer[: rows * cols].reshape(rows, cols)
-            store.read(Rect(r0, r0 + rows, c0, c0 + cols), tile)
-            y[r0 : r0 + rows] += tile @ x[c0 : c0 + cols]
-            real = tile.view(np.float64)
-            norms[r0 : r0 + rows] += np.einsum("ij,ij->i", real, real)
-        return rows * n * store.dtype.itemsize
+            cols = slice(c0, min(c0 + width, n))
+            rect = Rect(rows.start, rows.stop, cols.start, cols.stop)
+            rect = rect.T if adjoint else rect
+            if store.is_zero(rect):
+                continue
+            tile = buffer[: rect.size].reshape(rect.shape)
+            store.read(rect, tile)
+            y[rows] += (tile.T @ x[cols]).conj() if adjoint else tile @ x[cols]
+            for part in (tile.real, tile.imag) if kind.kind == "c" else (tile,):
+                norms[rows] += np.einsum("ij,ij->j" if adjoint else "ij,ij->i", part, part)
+        return (rows.stop - rows.start) * n * store.dtype.itemsize
 
     with ThreadPoolExecutor(workers, thread_name_prefix="pycauset-check") as pool:
         strips = [pool.submit(strip, r0) for r0 in range(0, m, height)]

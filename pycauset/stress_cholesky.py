@@ -29,7 +29,7 @@ import numpy as np
 
 from pycauset import config, devices, linalg, solver
 from pycauset.errors import PycausetError, StoreExistsError
-from pycauset.factor_check import SAMPLES, Adjoint, tile_residual
+from pycauset.factor_check import SAMPLES, tile_residual
 from pycauset.files import open as open_matrix
 from pycauset.freivalds import RESIDUAL_LIMIT, VECTORS, freivalds
 from pycauset.governor import governor
@@ -272,7 +272,7 @@ def _run(
     _give_back()
     begin = perf_counter()
     written = open_store(path)  # what a reader finds, not what the writer believes
-    residual = freivalds(matrix, written, Adjoint(written), seed=seed, memory=limit // 4, progress=progress)
+    residual = freivalds(matrix, written, seed=seed, memory=limit // 4, progress=progress)
     sampled = tile_residual(matrix, written, seed=seed)
     check_seconds = perf_counter() - begin
     peak = max(factored.peak, probe.peak_rss() - idle)

@@ -26,6 +26,7 @@ __all__ = ["EigenStatistics", "Request", "pairs", "pairs_residuals"]
 
 Array = np.ndarray[Any, Any]
 
+
 @dataclass(frozen=True, slots=True)
 class EigenStatistics:
     """What a computation of eigenvalues or singular values did.
