@@ -233,7 +233,7 @@ class CudaKernels:
     def _trsm(self, reads: Sequence[TileView], writes: Sequence[TileView], params: tuple[Any, ...], lane: CudaLane) -> None:
         """``X = alpha op(T)⁻¹ X`` or ``alpha X op(T)⁻¹``; params (side, uplo, op, unit, alpha), and perhaps a key.
 
-        Tasks of one run that give the same key promise the same T. cuBLAS solves with large triangles at a third of gemm's rate,
+        Tasks of one run that give the same key promise the same T. cuBLAS solves with large triangles well below gemm's rate,
         so T's diagonal blocks of order 512 are inverted once, and each solve is products with them and with T.
         """
         t, x = reads[0], writes[0]

@@ -1,8 +1,9 @@
 """Solves with large triangles on the GPU, as products.
 
-cuBLAS solves with a triangle of order 4096 at a third of gemm's rate. Here its diagonal blocks of order 512 are inverted once, in
-one batch, and each solve is products with the inverses and with the triangle. The residuals of solves are tested to the same
-bound as on the CPU (``tests/gpu/test_kernels.py``); ``benchmarks/gpu_cholesky_pinned.py`` checks a whole factor.
+A solve depends on itself row after row, and with a large triangle cuBLAS's own trsm stays well behind gemm. Here the triangle's
+diagonal blocks of order 512 are inverted once, in one batch, and each solve is products with the inverses and with the triangle.
+The residuals of solves are tested to the same bound as on the CPU (``tests/gpu/test_kernels.py``);
+``benchmarks/gpu_cholesky_pinned.py`` checks a whole factor.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ References
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -99,8 +100,7 @@ class CholeskyDriver(BlockedDriver):
         factor, origin = self.stores[0], self.stores[-1]
         reached = all(device.reaches(store, self.dtype) for store in self.stores) and self.journal is None
         free = has_no_chunks(factor)
-        height, width = factor.chunks
-        unit = 1 if free else max(height, width) if max(height, width) % min(height, width) == 0 else height * width
+        unit = 1 if free else math.lcm(*factor.chunks)
         return CholeskyProblem(
             self.n,
             self.dtype,

@@ -50,7 +50,8 @@ _TIGHT = 2
 _SLACK = 1.10
 #: Seconds that differ by less are equal.
 _EQUAL = 1.04
-#: Seconds that the submitting thread takes for a task on a GPU (benchmarks/gpu_matmul_pinned.py).
+#: Seconds that the submitting thread is taken to need for a task on a GPU. An estimate on the low side: gpu_matmul_pinned.py
+#: counts that thread's CPU time, 97 and 140 µs a task in the two runs that README.md lists.
 _HOST_SECONDS = 75e-6
 
 

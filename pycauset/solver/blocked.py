@@ -43,7 +43,7 @@ _KERNEL: Final = {"cholesky": "potrf", "solve_triangular": "trsm", "inv": "trtri
 
 _followed: tuple[str, BlockedPlan] | None = None
 
-#: Host memory that cuSOLVER and its kernels take once they are loaded (310 MB beyond a limit were measured on an H200).
+#: Host memory that cuSOLVER and its kernels take once they are loaded by an estimate on the high side.
 _LIBRARIES: Final = 384 << 20
 
 

@@ -28,7 +28,7 @@ __all__ = [
     *("operation_limits", "record_statistics", "run_streamed"),
 ]
 
-#: What imports, thread stacks and BLAS's own buffers take beside the slots, out of a host limit (60 MB were measured).
+#: What imports, thread stacks and BLAS's own buffers take beside the slots, out of a host limit: an estimate.
 _HOST_RESERVE = 72 << 20
 
 _statistics: StreamStatistics | None = None

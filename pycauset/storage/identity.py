@@ -41,7 +41,7 @@ def operand_identity(store: TileStore, *, checksum: int | None = None) -> dict[s
     """What tells an operand from another one, or from itself after a change.
 
     A native store or a ``.npy`` file is known by its path and its metadata's generation, length and time; an array in RAM by a
-    checksum of all its elements (10 GB/s), unless ``checksum`` is given; an HDF5 dataset by its file's length and time; anything
+    checksum of all its elements, unless ``checksum`` is given; an HDF5 dataset by its file's length and time; anything
     else (a function, another library's array) by a checksum of nine small rectangles of it.
 
     Parameters

@@ -183,6 +183,12 @@ def test_no_order_is_taken_that_moves_more_than_another(kind: str, place: str) -
         assert all(volume(plan) >= volume(taken) for plan in others)
 
 
+def test_tiles_are_whole_chunks_whose_sides_do_not_divide_each_other() -> None:
+    a, factor = (SimStore((1400, 1400), chunks=(50, 70), place="disk") for _ in range(2))
+    driver = CholeskyDriver(a, factor, F64)
+    assert driver.problem(SimDevice(Rates(PROFILE, "cpu", F64))).unit == 350
+
+
 @pytest.mark.parametrize("variant", ["right", "triangle"])
 def test_one_panel_of_all_columns_is_the_same_order_by_any_name(variant: str) -> None:
     driver = sim_driver(300, 64, None, "disk", False)
