@@ -168,6 +168,8 @@ class DeviceBasis(Basis):
         Of the module, Fortran-ordered.
     xp : module
         CuPy; NumPy serves as a stand-in.
+    room : int
+        Bytes of GPU memory that a restart may take beside the basis.
 
     Examples
     --------
@@ -177,8 +179,8 @@ class DeviceBasis(Basis):
     array([0., 1.])
     """
 
-    def __init__(self, v: Any, xp: Any) -> None:
-        self._v, self._xp = v, xp
+    def __init__(self, v: Any, xp: Any, room: int = 64 << 20) -> None:
+        self._v, self._xp, self._room = v, xp, room
         self.n, self.dtype = len(v), np.dtype(v.dtype)
         self._home = getattr(xp, "asnumpy", np.asarray)
 
@@ -200,8 +202,9 @@ class DeviceBasis(Basis):
     def rotate(self, z: Array, tail: int) -> None:
         v, (count, keep) = self._v, z.shape
         z = self._xp.asarray(z)
-        for r in range(0, self.n, 4 * _BAND):
-            v[r : r + 4 * _BAND, :keep] = v[r : r + 4 * _BAND, :count] @ z
+        band = max(1, self._room // ((count + keep) * self.dtype.itemsize))  # the module copies rows that lie apart
+        for r in range(0, self.n, band):
+            v[r : r + band, :keep] = v[r : r + band, :count] @ z
         if tail:
             v[:, keep : keep + tail] = v[:, count : count + tail].copy()
 

@@ -194,13 +194,8 @@ class BlockProductDriver:
         """A and the blocks as the streamer takes them."""
         held, vectors = plan.slots
         side = max(plan.tile)
-        names = ("A", "X", "Y", "Z")
-        return [
-            Operand(
-                store, self.dtype, plan.tile if i == _A else (side, self.width), held if i == _A else vectors, names[min(i, 1)]
-            )
-            for i, store in enumerate(self.stores)
-        ]
+        blocks = (Operand(store, self.dtype, (side, self.width), vectors, "X") for store in self.stores[1:])
+        return [Operand(self.stores[_A], self.dtype, plan.tile, held, "A"), *blocks]
 
     def readers(self, device: Device) -> int:
         """Threads that fetch tiles."""

@@ -54,8 +54,6 @@ class SpillPlan:
         Tiles that memory holds.
     slot_bytes, fixed_bytes : int
         For the slots and the buffers of threads, and for two blocks of vectors and coefficients.
-    disk_bytes : int
-        Of the store; twice as much while a restart replaces it.
     """
 
     rows: int
@@ -64,7 +62,6 @@ class SpillPlan:
     slots: int
     slot_bytes: int
     fixed_bytes: int
-    disk_bytes: int
 
 
 def plan_spill(plan: ArnoldiPlan, dtype: np.dtype[Any], width: int, room: int) -> SpillPlan:
@@ -104,9 +101,7 @@ def plan_spill(plan: ArnoldiPlan, dtype: np.dtype[Any], width: int, room: int) -
     rows = n if rows >= n else max(rows - rows % line, min(rows, line))
     one = round_up(rows * block * size, ALIGNMENT)
     slots = min(left // one - _BUFFERS, columns * ceil_div(n, rows) + 2)
-    return SpillPlan(
-        rows, block, columns, slots, (slots + _BUFFERS) * one + 3 * _BUFFERS * ALIGNMENT, fixed, n * columns * block * size
-    )
+    return SpillPlan(rows, block, columns, slots, (slots + _BUFFERS) * one + 3 * _BUFFERS * ALIGNMENT, fixed)
 
 
 class SpilledBasis(Basis):

@@ -17,7 +17,7 @@ from pycauset.governor import Scope, Ticket
 from pycauset.linalg.operands import dimensions, in_memory, kernel_type
 from pycauset.matrix import Matrix, asmatrix
 from pycauset.properties import known
-from pycauset.solver.products import ArrayProduct, CalledProduct, Product, ResidentProduct, StreamedProduct, blame
+from pycauset.solver.products import ArrayProduct, CalledProduct, Product, ResidentProduct, StreamedProduct, blame, blame_resident
 from pycauset.solver.run import Limits, operation_limits
 from pycauset.tiling import Rect
 
@@ -103,8 +103,7 @@ class Operator:
             Products with ``Aᴴ A``, or with ``A Aᴴ``.
         """
         if self.resident is not None:
-            array = self.resident.T.conj() if gram == "wide" else self.resident
-            return ResidentProduct(array, self.xp, self.dtype, gram=bool(gram))
+            return ResidentProduct(self.resident, self.xp, self.dtype, gram=gram, scope=scope)
         if self.matrix is None:
             return self._called(gram)
         a = self.matrix.H if gram == "wide" else self.matrix
@@ -248,9 +247,7 @@ class Operator:
                     if not np.isfinite(tile).all():
                         blame(store, [rect])
         elif self.resident is not None:
-            product = ResidentProduct(self.resident, self.xp, self.dtype)
-            if not self.xp.isfinite(self.resident).all():
-                product.blame()
+            blame_resident(self.resident, self.xp)
         elif self.sparse:
             entries = self.linear.tocoo()
             bad = np.flatnonzero(~np.isfinite(entries.data))

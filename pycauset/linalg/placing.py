@@ -31,6 +31,8 @@ _SHARE: Final = 2
 _DEVICE_SHARE: Final = 8
 #: Blocks of vectors that are there at once while one is made orthonormal.
 _BLOCKS: Final = 8
+#: The workspace of the array module's own BLAS handle, which the limits of a device do not count.
+_HANDLE: Final = 32 << 20
 #: A basis on disk costs sweeps with each step: narrower blocks than this would make many of them.
 _NARROWEST_ON_DISK: Final = 8
 
@@ -62,10 +64,6 @@ class Placed:
     plan: ArnoldiPlan
     basis: Basis
     product: Product
-
-    @property
-    def on_disk(self) -> bool:
-        return isinstance(self.basis, SpilledBasis)
 
 
 def place(sizes: Sizes, open_product: Callable[[int, Limits], Product], limits: Limits, scope: Scope, stack: ExitStack) -> Placed:
@@ -134,8 +132,8 @@ def _candidates(sizes: Sizes, limits: Limits) -> Iterator[tuple[ArnoldiPlan, str
 
 
 def _device_bytes(sizes: Sizes, plan: ArnoldiPlan) -> int:
-    """A basis in GPU memory and the blocks beside it."""
-    return plan.basis_bytes + _BLOCKS * plan.n * max(plan.block, sizes.columns) * sizes.dtype.itemsize
+    """A basis in GPU memory, the blocks beside it, and what the array module takes."""
+    return plan.basis_bytes + _BLOCKS * plan.n * max(plan.block, sizes.columns) * sizes.dtype.itemsize + _HANDLE
 
 
 def _try(
@@ -160,7 +158,8 @@ def _try(
         stack.callback(slab.release)
         xp, v = sizes.gpu.array(slab, (plan.ncv + plan.block, n), dtype)
         product = stack.enter_context(open_product(width, limits.less(vectors, nbytes)))
-        return Placed(plan, stack.enter_context(DeviceBasis(v.T, xp)), product)
+        room = (nbytes - plan.basis_bytes - _HANDLE) // 2  # half of the blocks are there while the basis is rotated
+        return Placed(plan, stack.enter_context(DeviceBasis(v.T, xp, room)), product)
     if where == "ram":
         stack.enter_context(scope.require("host", plan.basis_bytes + vectors, owner=owner))
         product = stack.enter_context(open_product(width, limits.less(plan.basis_bytes + vectors)))

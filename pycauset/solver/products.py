@@ -24,7 +24,7 @@ from pycauset.solver.run import Limits, record_statistics
 from pycauset.storage import ArrayStore, TileStore
 from pycauset.tiling import Rect
 
-__all__ = ["ArrayProduct", "CalledProduct", "Product", "ResidentProduct", "StreamedProduct", "drive"]
+__all__ = ["ArrayProduct", "CalledProduct", "Product", "ResidentProduct", "StreamedProduct", "blame", "blame_resident", "drive"]
 
 Array = np.ndarray[Any, Any]
 
@@ -156,13 +156,25 @@ class ResidentProduct(Product):
         Of the module.
     xp : module
         CuPy; NumPy serves as a stand-in.
+    gram : {"", "tall", "wide"}
+        Products with ``Aᴴ A``, or with ``A Aᴴ``.
+    scope : Scope
+        Grants memory for a copy if A has another element type.
     """
 
     resident = True
 
-    def __init__(self, a: Any, xp: Any, dtype: np.dtype[Any], *, gram: bool = False) -> None:
-        self._a, self._xp, self._gram = a.astype(dtype, copy=False), xp, gram
+    def __init__(self, a: Any, xp: Any, dtype: np.dtype[Any], *, gram: str = "", scope: Scope) -> None:
+        self._stack = ExitStack()
+        if a.dtype != dtype:
+            nbytes = int(a.size) * dtype.itemsize
+            self._stack.enter_context(scope.require("device", nbytes, owner=f"the {a.dtype} matrix as {dtype}"))
+            a = a.astype(dtype)
+        self._a, self._xp, self._gram = a, xp, gram
         self._home = getattr(xp, "asnumpy", np.asarray)
+
+    def close(self) -> None:
+        self._stack.close()
 
     def __call__(self, x: Any) -> Any:
         """The product; of a block in GPU memory who makes it orthonormal finds out whether it is finite, without a wait here."""
@@ -174,11 +186,16 @@ class ResidentProduct(Product):
 
     def _multiply(self, x: Any) -> Any:
         at_home = isinstance(x, np.ndarray)
-        y = self._a @ self._xp.asarray(x)
+        x = self._xp.asarray(x)
+        y = self._adjoint(x) if self._gram == "wide" else self._a @ x
         if self._gram:
             self.forward = self._home(y) if at_home else None
-            y = self._a.T.conj() @ y
+            y = self._a @ y if self._gram == "wide" else self._adjoint(y)
         return self._home(y) if at_home else y
+
+    def _adjoint(self, x: Any) -> Any:
+        """``Aᴴ x``, without a conjugate copy of A."""
+        return (x.T.conj() @ self._a).T.conj()
 
     def _blame(self, x: Any) -> None:
         self.blame()
@@ -191,13 +208,7 @@ class ResidentProduct(Product):
         ------
         NonFiniteError
         """
-        bad = self._home(self._xp.argwhere(~self._xp.isfinite(self._a)))
-        if len(bad):
-            i, j = (int(v) for v in bad[0])
-            raise NonFiniteError(
-                f"the array in GPU memory holds {self._a[i, j]} at row {i}, column {j}; eigenvalues and singular values need a "
-                "finite matrix"
-            )
+        blame_resident(self._a, self._xp)
 
 
 class StreamedProduct(Product):
@@ -318,12 +329,27 @@ def blame(store: TileStore, tiles: Any) -> None:
     raise NonFiniteError(f"a product with {store!r} overflows {store.dtype}; scale the matrix, or convert it to a wider type")
 
 
+def blame_resident(a: Any, xp: Any) -> None:
+    """Find the element of an array in GPU memory that is NaN or infinity, if there is one.
+
+    Raises
+    ------
+    NonFiniteError
+    """
+    finite = xp.isfinite(a)
+    if not finite.all():
+        i, j = (int(v) for v in np.unravel_index(int(xp.argmin(finite)), a.shape))
+        raise NonFiniteError(
+            f"the array in GPU memory holds {a[i, j]} at row {i}, column {j}; eigenvalues and singular values need a finite "
+            "matrix"
+        )
+
+
 def drive(machine: Any, product: Callable[[Array], Array]) -> Any:
     """Run a generator that asks for products, ``y = yield x``; returns what it returns."""
-    steps = machine
     try:
-        x = next(steps)
+        x = next(machine)
         while True:
-            x = steps.send(product(x))
+            x = machine.send(product(x))
     except StopIteration as end:
         return end.value

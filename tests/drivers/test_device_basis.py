@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 
 from pycauset.drivers.arnoldi import ArnoldiDriver, plan_arnoldi
 from pycauset.drivers.basis import ArrayBasis, DeviceBasis
 from pycauset.drivers.orthogonal import orthonormalise
-from pycauset.solver.products import drive
+from pycauset.errors import MemoryLimitError
+from pycauset.governor import governor
+from pycauset.solver.products import ResidentProduct, drive
 from tests.drivers.fakes import random_matrix
 
 DTYPES = ("float32", "float64", "complex64", "complex128")
@@ -70,3 +74,38 @@ def test_a_resident_plan_looks_seldom() -> None:
     assert plan.block == 16
     assert plan.look > 1
     assert plan.ncv % plan.block == 0
+
+
+@pytest.fixture
+def device_memory() -> Iterator[None]:
+    governor().set_device_memory(1 << 30, 1 << 30)
+    yield
+    governor().set_device_memory(0, 0)
+
+
+@pytest.mark.usefixtures("device_memory")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_products_with_a_matrix_in_gpu_memory(dtype: str) -> None:
+    rng = np.random.default_rng()
+    a, x, wide = (random_matrix(rng, shape, dtype) for shape in ((90, 40), (40, 3), (90, 3)))
+    h = a.conj().T
+    with governor().scope(device=1 << 20, owner="a test") as scope:
+        for gram, block, exact in (("", x, a @ x), ("tall", x, h @ (a @ x)), ("wide", wide, a @ (h @ wide))):
+            with ResidentProduct(a, np, np.dtype(dtype), gram=gram, scope=scope) as product:
+                tolerance = 100 * np.finfo(dtype).eps * np.abs(exact).max()
+                np.testing.assert_allclose(product(block), exact, atol=tolerance)
+                if gram:
+                    np.testing.assert_allclose(product.forward, a @ x if gram == "tall" else h @ wide, atol=tolerance)
+            assert scope.in_use("device") == 0
+
+
+@pytest.mark.usefixtures("device_memory")
+def test_another_element_type_in_gpu_memory_is_copied_under_a_ticket() -> None:
+    a = np.random.default_rng().integers(-9, 9, (100, 100))
+    with governor().scope(device=100_000, owner="a test") as scope:
+        with ResidentProduct(a, np, np.dtype("float64"), scope=scope) as product:
+            assert scope.in_use("device") == 80_000
+            np.testing.assert_array_equal(product(np.eye(100)), a)
+        assert scope.in_use("device") == 0
+        with scope.require("device", 50_000, owner="somebody"), pytest.raises(MemoryLimitError, match="int64 matrix as float64"):
+            ResidentProduct(a, np, np.dtype("float64"), scope=scope)

@@ -107,7 +107,7 @@ def test_the_basis_lies_beside_the_tiles() -> None:
 
     with pytest.MonkeyPatch.context() as patch, pycauset.cuda.force_backend("gpu"):
         patch.setattr(krylov, "place", spied)
-        roomy = eigsh(a, 4, tol=1e-8, gpu_memory="200MB", return_eigenvectors=False)
+        roomy = eigsh(a, 4, tol=1e-8, gpu_memory="450MB", return_eigenvectors=False)
         tight = eigsh(a, 4, tol=1e-8, gpu_memory="80MB", return_eigenvectors=False)
     assert kinds == ["DeviceBasis", "ArrayBasis"]
     np.testing.assert_allclose(roomy, tight, rtol=1e-10)
