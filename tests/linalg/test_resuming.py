@@ -15,6 +15,7 @@ import pycauset
 from pycauset import errors
 from pycauset.linalg import cholesky, inv, solve_triangular
 from pycauset.solver import last_statistics
+from tests.interruptions import leaves_something
 from tests.linalg.cases import on_disk, spd, triangular
 
 MEMORY = "700kB"
@@ -25,10 +26,10 @@ class StopError(Exception):
 
 
 def after(fraction: float, what: Callable[[], None] | type[BaseException] = KeyboardInterrupt) -> Callable[[float, float], None]:
-    """A progress function that ends the work at a fraction of it."""
+    """A progress function that ends the work from a fraction of it on, when there is something to go on with."""
 
     def report(done: float, total: float) -> None:
-        if done >= fraction * total:
+        if done >= fraction * total and leaves_something(done, total):
             if isinstance(what, type):
                 raise what
             what()

@@ -17,6 +17,7 @@ from pycauset.governor.ticket import Ticket
 from pycauset.linalg import cho_solve, cholesky, inv, lstsq, solve, stages
 from pycauset.solver import run
 from pycauset.storage.journalfile import JournalFile
+from tests.interruptions import leaves_something
 from tests.linalg.cases import DTYPES, on_disk, random, spd
 
 MEMORY = "400kB"
@@ -25,7 +26,7 @@ CALLS = ["solve", "solve upper", "cho_solve", "inv", "inv upper", "lstsq"]
 
 
 class Stop:
-    """A progress function that interrupts the work at a fraction of its ``step``-th part, and counts the parts."""
+    """A progress function that interrupts the work from a fraction of its ``step``-th part on, and counts the parts."""
 
     def __init__(self, step: int = -1, fraction: float = 0.0) -> None:
         self.step, self.fraction = step, fraction
@@ -36,7 +37,7 @@ class Stop:
         if done < self.last and self.last is not np.inf and self.last > done:
             self.parts += 1
         self.last = done
-        if self.parts == self.step and done >= self.fraction * total:
+        if self.parts == self.step and done >= self.fraction * total and leaves_something(done, total):
             raise KeyboardInterrupt
 
 

@@ -29,6 +29,7 @@ from pycauset.storage.journal import read_journal
 from pycauset.storage.journalfile import format_record
 from pycauset.tiling import Rect
 from tests.drivers.fakes import PROFILE, FakeGpu
+from tests.interruptions import leaves_something, watched_journals
 from tests.linalg.cases import DTYPES, on_disk, spd, triangular
 
 Place = tuple[str | int, ...]
@@ -104,10 +105,10 @@ class Interrupted:
         self.journal = self.folder / self.names[0]
 
         def stop(done: float, total: float) -> None:
-            if done > 0.4 * total:
+            if done > 0.4 * total and leaves_something(done, total, tiles=2):
                 raise KeyboardInterrupt
 
-        with pytest.raises(KeyboardInterrupt):
+        with watched_journals(), pytest.raises(KeyboardInterrupt):
             self.call(progress=stop)
         self.saved.mkdir()
         for name in self.names:

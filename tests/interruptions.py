@@ -1,0 +1,55 @@
+"""Interrupting work that keeps a journal: not before a tile is there to go on with, however slow the disk is.
+
+Tiles are written behind the computing: which share of the operations is done does not tell whether any tile has come to the disk.
+"""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from pycauset.storage.commit import GroupCommit
+
+_SECONDS = 60.0
+
+_last: list[weakref.ref[GroupCommit]] = []
+
+
+@contextmanager
+def watched_journals() -> Iterator[None]:
+    """Within, `leaves_something` knows of the journal that was opened last."""
+    begin = GroupCommit.__init__
+
+    def noted(self: GroupCommit, *args: Any) -> None:
+        begin(self, *args)
+        _last[:] = [weakref.ref(self)]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(GroupCommit, "__init__", noted)
+        try:
+            yield
+        finally:
+            _last.clear()
+
+
+def leaves_something(done: float, total: float, tiles: int = 1) -> bool:
+    """Whether a progress function that raises now leaves so many tiles of the present step on record.
+
+    True for work without a journal. After the last task all tiles are on their way to the disk: then it waits for them.
+    """
+    group = _last[0]() if _last else None
+    if group is None:
+        return True
+    until = time.monotonic() + _SECONDS
+    while len(group._newest) < tiles and done >= (1 - 1e-9) * total:
+        if group.failed or time.monotonic() > until:
+            pytest.fail(
+                f"all tasks are done, and {len(group._newest)} tiles of {group.store} were written in {_SECONDS:.0f} seconds"
+            )
+        time.sleep(1e-3)
+    return len(group._newest) >= tiles
