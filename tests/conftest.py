@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import gc
 import os
+import secrets
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import pytest
 
 from tests.deadlock import keep_terminal
+
+if TYPE_CHECKING:
+    import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 PROFILES = ROOT / "profiles"
@@ -61,6 +65,26 @@ def isolated(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
         patch.setenv("PYCAUSET_SCRATCH", str(scratch))
         patch.setattr(config, "_configured", {})
         yield scratch
+
+
+@pytest.fixture(autouse=True)
+def seeded(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Inputs are fresh in every run; to repeat a failure, set PYCAUSET_TEST_SEED to what it reports and run that test alone."""
+    import numpy as np  # not before the number of BLAS threads is set
+
+    seed = int(os.environ.get("PYCAUSET_TEST_SEED") or secrets.randbits(32))
+    request.node.add_report_section("setup", "seed", f"PYCAUSET_TEST_SEED={seed}")
+    source, lock, draw = np.random.SeedSequence(seed), threading.Lock(), np.random.default_rng
+
+    def default_rng(*given: Any, **named: Any) -> np.random.Generator:
+        if given or named or sys._getframe(1).f_globals.get("__name__", "").startswith("pycauset."):
+            return draw(*given, **named)  # what the library draws by itself stays its own affair
+        with lock:
+            return draw(source.spawn(1)[0])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(np.random, "default_rng", default_rng)
+        yield
 
 
 def pytest_configure(config: pytest.Config) -> None:
