@@ -13,10 +13,11 @@ from pycauset.devices.audit import load_profile
 from pycauset.devices.base import Device
 from pycauset.devices.numpy import mirror_lower
 from pycauset.drivers.matmul import MatmulDriver
+from pycauset.drivers.triangular_product import TriangularProductDriver
 from pycauset.errors import ConfigError, DeviceError, DtypeError, OverlapError, PycausetWarning, ShapeError
 from pycauset.governor import governor
-from pycauset.solver.factor import Factor, Layout, layout_of
-from pycauset.solver.routes import Route, SolverPlan, in_memory, matmul_routes
+from pycauset.solver.factor import Factor, Layout, layout_of, triangular
+from pycauset.solver.routes import ProductDriver, Route, SolverPlan, in_memory, matmul_routes
 from pycauset.solver.run import Limits, clean_stop, least_memory, named_limit, operation_limits, record_statistics, run_streamed
 from pycauset.storage import ArrayStore, TileStore, aligned_empty, scratch_store
 from pycauset.tiling import Rect
@@ -54,8 +55,16 @@ class _Product:
     def owner(self) -> str:
         return f"matmul {self.a.shape} @ {self.b.shape}"
 
-    def driver(self) -> MatmulDriver:
+    def driver(self) -> ProductDriver:
         a, b, layout = self.a, self.b, self.layout
+        if layout.kernel == "trmm":
+            side, uplo = triangular(a, b) or ("L", "L")
+            t, other = (a, b) if side == "L" else (b, a)
+            array = in_memory(other.store) if other.op == "T" else None
+            store = other.store if array is None else ArrayStore(array.T)
+            return TriangularProductDriver(
+                t.store, store, self.out, layout.compute, side=side, uplo=uplo, op=t.op, alpha=self.alpha
+            )
         rank_k = layout.kernel == "rank_k"
         return MatmulDriver(
             a.store, b.store, self.out, layout.compute, alpha=self.alpha, beta=self.beta, op_a=a.op, op_b=b.op, rank_k=rank_k
@@ -132,8 +141,18 @@ def _result_in_ram(layout: Layout, host: int | None) -> bool:
     return _nbytes(layout) <= max(_SMALL_RESULT, governor().available("host") // 2)
 
 
-def _plan(product: _Product, *, thorough: bool = False, remedy: bool = True) -> tuple[SolverPlan, MatmulDriver]:
+def _plan(product: _Product, *, thorough: bool = False, remedy: bool = True) -> tuple[SolverPlan, ProductDriver]:
     """The routes; where all are refused and ``remedy`` says so, with the limit that would do."""
+    if product.layout.kernel == "trmm" and product.beta == 0:
+        found = _plan_as_laid_out(product, thorough=thorough, remedy=False)
+        if not found[0].routes[0].refused:
+            return found
+    if product.layout.kernel == "trmm":  # it adds to nothing, and a full product may fit where it does not
+        product = replace(product, layout=product.layout._replace(kernel="gemm"))
+    return _plan_as_laid_out(product, thorough=thorough, remedy=remedy)
+
+
+def _plan_as_laid_out(product: _Product, *, thorough: bool, remedy: bool) -> tuple[SolverPlan, ProductDriver]:
     backend = config.get("backend")
     profile = load_profile()
     layout = product.layout
@@ -270,7 +289,7 @@ def _run(product: _Product, progress: Any) -> None:
     if 0 in product.layout.shape:
         return
     solution, driver = _plan(product)
-    route = solution.route
+    product, route = replace(product, layout=solution.layout), solution.route
     try:
         _take(route, product, driver, progress)
     except DeviceError as error:
@@ -286,7 +305,7 @@ def _run(product: _Product, progress: Any) -> None:
         mirror_lower(array, product.layout.structure == "hermitian")
 
 
-def _take(route: Route, product: _Product, driver: MatmulDriver, progress: Any) -> None:
+def _take(route: Route, product: _Product, driver: ProductDriver, progress: Any) -> None:
     with product.limits().scope(product.owner) as scope:
         if not route.streamed:
             from pycauset.solver.incore import matmul_in_core
@@ -299,4 +318,5 @@ def _take(route: Route, product: _Product, driver: MatmulDriver, progress: Any) 
         if where is None:
             raise DeviceError("the GPU is gone; the work goes to the CPU")
         threads = {"readers": driver.readers(where), "writers": driver.writers(where)}
-        run_streamed(where, driver, route.plan, scope, "matmul", route.plan.problem.flops, progress, **threads)
+        streamed: Any = driver
+        run_streamed(where, streamed, route.plan, scope, "matmul", driver.problem(where).flops, progress, **threads)

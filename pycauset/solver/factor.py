@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pycauset.errors import DtypeError, ShapeError
+from pycauset.properties import known
 from pycauset.storage import TileStore, default_chunks
+from pycauset.tiling import Rect
 
-__all__ = ["Factor", "Layout", "kernel_of", "layout_of"]
+__all__ = ["Factor", "Layout", "kernel_of", "layout_of", "triangular"]
 
 _KERNELS_FOR = ("float32", "float64", "complex64", "complex128")
 
@@ -47,12 +49,40 @@ class Layout(NamedTuple):
 def kernel_of(a: Factor, b: Factor) -> tuple[str, str]:
     """The kernel for ``a @ b`` and the structure of the result: the registry that properties are looked up in.
 
-    ``rank_k`` (SYRK, HERK) when ``b`` is ``a``'s own transpose or conjugate transpose, else ``gemm``.
+    ``rank_k`` (SYRK, HERK) when ``b`` is ``a``'s own transpose or conjugate transpose, ``trmm`` when one is a triangle and the
+    other lies as it is meant, else ``gemm``.
     """
     if a.store.identity == b.store.identity and a.dtype.kind != "b" and {a.op, b.op} in ({"N", "T"}, {"N", "H"}):
         hermitian = "H" in (a.op, b.op) and a.dtype.kind == "c"
         return "rank_k", "hermitian" if hermitian else "symmetric"
+    if triangular(a, b) and (a.dtype.kind, b.dtype.kind) != ("b", "b"):
+        return "trmm", "full"
     return "gemm", "full"
+
+
+def triangular(a: Factor, b: Factor) -> tuple[str, str] | None:
+    """Side (``"L"``, ``"R"``) and triangle (``"L"``, ``"U"``, as stored) of the operand that TRMM can take, if there is one."""
+    for side, t, other in (("L", a, b), ("R", b, a)):
+        uplo = _triangle(t)
+        if uplo and (other.op == "N" or (other.op == "T" and _in_memory(other.store))):
+            return side, uplo
+    return None
+
+
+def _in_memory(store: TileStore) -> bool:
+    return store.view(Rect(0, store.shape[0], 0, store.shape[1])) is not None
+
+
+def _triangle(a: Factor) -> str | None:
+    """The triangle that holds all of a square matrix as stored, if it is known to be triangular."""
+    if a.shape[0] != a.shape[1]:
+        return None
+    if a.store.structure in ("lower", "upper"):
+        return "L" if a.store.structure == "lower" else "U"
+    for name, uplo in (("is_lower_triangular", "LU"), ("is_upper_triangular", "UL")):
+        if known(a.flags, name):
+            return uplo[a.op != "N"]
+    return None
 
 
 def layout_of(a: Factor, b: Factor) -> Layout:

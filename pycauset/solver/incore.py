@@ -8,9 +8,9 @@ import numpy as np
 
 from pycauset import devices
 from pycauset.devices.base import MemoryScope
-from pycauset.devices.blas import gemm
+from pycauset.devices.blas import gemm, takes_rows, trmm
 from pycauset.errors import DeviceError
-from pycauset.solver.factor import Factor, Layout
+from pycauset.solver.factor import Factor, Layout, triangular
 from pycauset.solver.routes import Route, in_memory
 from pycauset.storage import TileStore
 from pycauset.tiling import Rect
@@ -33,6 +33,11 @@ def matmul_in_core(
             out.read(_all(out), c)
         if route.device == "gpu":
             _cupy(a.op, x, b.op, y, c, alpha, beta, scope, route.device_bytes)
+        elif layout.kernel == "trmm" and beta == 0 and all(takes_rows(t, layout.compute) for t in (x, y, c)):
+            side, uplo = triangular(a, b) or ("L", "L")
+            t, op, other = (x, a.op, _op(y, b.op)) if side == "L" else (y, b.op, _op(x, a.op))
+            np.copyto(c, other)
+            trmm(t, c, side=side, uplo=uplo, op=op, alpha=alpha)
         elif alpha == 1 and beta == 0:
             np.matmul(_op(x, a.op), _op(y, b.op), out=c)
         elif all(t.strides[1] == t.itemsize or t.shape[1] <= 1 for t in (x, y, c)):

@@ -16,10 +16,12 @@ from typing import Any, Literal
 import numpy as np
 
 from pycauset.devices.base import Device
-from pycauset.devices.rates import Place, Rates
+from pycauset.devices.rates import FRACTIONS, Place, Rates
+from pycauset.drivers.blocked import BlockedPlan
 from pycauset.drivers.matmul import MatmulDriver
 from pycauset.drivers.matmul_plan import MatmulLimits, MatmulPlan
 from pycauset.drivers.slots import temporary_bytes
+from pycauset.drivers.triangular_product import TriangularProductDriver
 from pycauset.errors import BackendError, MemoryLimitError
 from pycauset.hardware.profile import HardwareProfile
 from pycauset.solver.factor import Factor, Layout
@@ -28,7 +30,10 @@ from pycauset.storage import ForeignStore, TileStore
 from pycauset.tiling import Rect
 from pycauset.units import format_bytes, format_flops, format_seconds
 
-__all__ = ["Route", "SolverPlan", "in_memory", "matmul_routes"]
+__all__ = ["ProductDriver", "Route", "SolverPlan", "in_memory", "matmul_routes"]
+
+#: The drivers of products.
+ProductDriver = MatmulDriver | TriangularProductDriver
 
 #: Starting lanes and planning: what a streamed product costs before its first tile.
 _STREAM_START = {"cpu": 2e-3, "gpu": 20e-3}
@@ -51,7 +56,7 @@ class Route:
     host_bytes: int = 0
     device_bytes: int = 0
     refused: str = ""
-    plan: MatmulPlan | None = field(default=None, repr=False)
+    plan: MatmulPlan | BlockedPlan | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +161,12 @@ class SolverPlan:
         )
 
     def _tiles(self, plan: Any) -> str:
+        if not isinstance(plan, MatmulPlan):
+            order = {"left": ", left-looking", "right": ", right-looking", "triangle": ", triangle blocks"}.get(plan.variant, "")
+            return (
+                f"tiles: {plan.tile[0]} × {plan.tile[1]}; block of {plan.block[0]} × {plan.block[1]} tiles resident, "
+                f"{plan.tasks} tasks{order}"
+            )
         tile_m, tile_n, tile_k = plan.tile
         return (
             f"tiles: C {tile_m} × {tile_n}, depth {tile_k}; block of {plan.block[0]} × {plan.block[1]} tiles resident, "
@@ -164,7 +175,7 @@ class SolverPlan:
 
     def _least(self, plan: Any) -> float:
         """The fewest bytes over the link that feeds the device."""
-        return float(plan.least)
+        return float(plan.least if isinstance(plan, MatmulPlan) else plan.bound or plan.link_bytes)
 
     def _bytes(self, plan: Any) -> list[str]:
         lines = []
@@ -188,7 +199,7 @@ def matmul_routes(
     a: Factor,
     b: Factor,
     layout: Layout,
-    driver: MatmulDriver,
+    driver: ProductDriver,
     *,
     out_in_ram: bool,
     new_output: bool,
@@ -222,7 +233,7 @@ def matmul_routes(
     convert = loads / profile.cpu.copy_bandwidth
     routes = []
     flops = (8.0 if dtype.kind == "c" else 2.0) * m * n * k
-    half = 0.5 if layout.kernel == "rank_k" else 1.0
+    half = 1.0 if layout.kernel == "gemm" else 0.5
 
     if loads + fresh > limits.host:
         routes.append(
@@ -233,7 +244,8 @@ def matmul_routes(
             )
         )
     else:
-        seconds = profile.gemm_seconds("cpu", dtype, m, n, k) * half + touch + convert + disk_seconds
+        speed = FRACTIONS["cpu"]["trmm"][0] if layout.kernel == "trmm" else 1.0
+        seconds = profile.gemm_seconds("cpu", dtype, m, n, k) * half / speed + touch + convert + disk_seconds
         routes.append(
             Route(
                 "NumPy in core",
@@ -253,7 +265,7 @@ def matmul_routes(
     best = to_beat("streamed NumPy")
     streamed = _streamed("streamed NumPy", cpu, driver, profile, dtype, limits, flops * half, 0.0, best)
     in_core = routes[0]
-    if out_in_ram and layout.kernel == "gemm" and all(in_memory(s) is not None for s in stores) and not in_core.refused:
+    if out_in_ram and layout.kernel != "rank_k" and all(in_memory(s) is not None for s in stores) and not in_core.refused:
         # The same cores multiply the same arrays, in pieces: no noise of the audit makes that faster.
         streamed = replace(streamed, seconds=max(streamed.seconds, in_core.seconds + _STREAM_START["cpu"]))
     routes.append(streamed)
@@ -328,7 +340,7 @@ def _refuse(name: str, device: str, reason: str) -> Route:
 def _streamed(
     name: str,
     device: Device,
-    driver: MatmulDriver,
+    driver: ProductDriver,
     profile: HardwareProfile,
     dtype: np.dtype[Any],
     limits: Limits,
@@ -360,8 +372,8 @@ def _streamed(
 
 
 def _plan_beside_buffers(
-    device: Device, driver: MatmulDriver, limits: Limits, places: set[Place], rates: Rates
-) -> tuple[MatmulPlan, int]:
+    device: Device, driver: Any, limits: Limits, places: set[Place], rates: Rates
+) -> tuple[MatmulPlan | BlockedPlan, int]:
     """A plan whose slots leave room for the buffers of reading and writing threads, and the bytes of those."""
     temporary = 0
     for _ in range(3):  # the buffers depend on the tiles, which depend on the room that the buffers leave

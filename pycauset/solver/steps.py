@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -32,16 +31,6 @@ class BlockedSolverPlan(SolverPlan):
         (m, n), layout = self.layout.shape, self.layout
         kind = "" if layout.structure == "full" else f", {layout.structure}"
         return f"{self.operation}: ({m}, {n}) {layout.dtype}{kind}"
-
-    def _tiles(self, plan: Any) -> str:
-        order = f", {plan.variant}-looking" if plan.variant in ("left", "right") else ", triangle blocks" * bool(plan.variant)
-        return (
-            f"tiles: {plan.tile[0]} × {plan.tile[1]}; block of {plan.block[0]} × {plan.block[1]} tiles resident, "
-            f"{plan.tasks} tasks{order}"
-        )
-
-    def _least(self, plan: Any) -> float:
-        return float(plan.bound or plan.link_bytes)
 
 
 @dataclass(frozen=True, slots=True)
