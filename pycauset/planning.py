@@ -115,6 +115,8 @@ class _Steps:
         if self.name == "solve_triangular":
             return self._substitution(triangle_of(self.name, self.a, lower=self.lower))[0]
         kind = kind_of(self.name, self.a, assume_a)
+        if kind == "D":
+            raise ConfigError(f"plan: {self.name} with a diagonal matrix is one pass over the result, there is nothing to plan")
         if kind in "LU":
             if self.name == "inv":
                 return self._inverse(stored(self.a), kind, last=True)[0]

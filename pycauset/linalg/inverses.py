@@ -1,4 +1,4 @@
-"""Inverses of triangular and positive definite matrices of any size."""
+"""Inverses of diagonal, triangular and positive definite matrices of any size."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 from pycauset.devices.blas import takes_rows
 from pycauset.errors import NonFiniteError
 from pycauset.evaluate import reduce
+from pycauset.linalg.diagonals import invert_diagonal
 from pycauset.linalg.factorizations import cholesky
 from pycauset.linalg.operands import chunks_like, in_memory, kernel_type, square, stored
 from pycauset.linalg.results import Result, check_options, request_of
@@ -37,7 +38,7 @@ def inv(
     gpu_memory: int | float | str | None = None,
     progress: Any = None,
 ) -> Matrix:
-    """Inverse of a triangular or positive definite matrix.
+    """Inverse of a diagonal, triangular or positive definite matrix.
 
     Systems are better solved by `solve`; an inverse is for those who need its elements (variances, say).
 
@@ -57,7 +58,7 @@ def inv(
     Returns
     -------
     Matrix (n, n)
-        Known to be triangular, or Hermitian and positive definite.
+        Known to be diagonal, triangular, or Hermitian and positive definite.
 
     Raises
     ------
@@ -77,6 +78,8 @@ def inv(
     dtype = kernel_type("inv", matrix.dtype)
     kind = kind_of("inv", matrix, assume_a)
     limits: dict[str, Any] = {"memory": memory, "gpu_memory": gpu_memory, "progress": progress}
+    if kind == "D":
+        return invert_diagonal(matrix, dtype, check_finite=check_finite, out=out, limits=limits)
     if kind in "LU":
         return _triangular_inverse(matrix, kind, dtype, out, resume, check_finite, limits)
     return _positive_inverse(matrix, bool(lower), dtype, out, resume, check_finite, limits)

@@ -8,6 +8,7 @@ from typing import Any, Final
 import numpy as np
 
 from pycauset.errors import ConfigError
+from pycauset.linalg.diagonals import solve_diagonal
 from pycauset.linalg.factorizations import cholesky
 from pycauset.linalg.operands import Triangle, kernel_type, known_triangle, right_hand_side, square, triangle_of
 from pycauset.linalg.results import check_options, request_of
@@ -23,7 +24,7 @@ _ASSUMED: Final[dict[str | None, str]] = {
     **dict.fromkeys(("pos", "positive definite"), "pos"),
     **dict.fromkeys(("lower triangular", "lower"), "L"),
     **dict.fromkeys(("upper triangular", "upper"), "U"),
-    "diagonal": "L",
+    "diagonal": "D",
 }
 
 
@@ -176,14 +177,15 @@ def solve(
     gpu_memory: int | float | str | None = None,
     progress: Any = None,
 ) -> Any:
-    """Solve ``A X = B`` by what is known of A: by substitution if it is triangular, by Cholesky if it is positive definite.
+    """Solve ``A X = B`` by what is known of A: division by a diagonal, substitution in a triangle, or Cholesky if it is definite.
 
     Parameters
     ----------
     a : Matrix or array_like (n, n)
     b : Matrix or array_like (n, m) or (n,)
     lower : bool
-        For positive definite matrices: which triangle to read.
+        For positive definite matrices: which triangle to read. The lower one by default, as NumPy's `cholesky` does; SciPy's
+        `solve` reads the upper one.
     overwrite_a : bool
         The Cholesky factor may be put in the place of ``a``, an array in RAM that can hold it. Not with a path as ``out``,
         where the call may be made again after a kill.
@@ -195,7 +197,8 @@ def solve(
         Solve ``A.T X = B``.
     out, resume, memory, gpu_memory, progress
         As in `cholesky`. With a Zarr folder (``out``, or ``b`` to overwrite) the factor lies in ``NAME.stages`` beside it until
-        the solution is finished, so that the same call goes on after a kill.
+        the solution is finished, so that the same call goes on after a kill. With a diagonal matrix, of which nothing but the
+        diagonal is read, there is no journal: one pass over B is all there is.
 
     Returns
     -------
@@ -220,6 +223,10 @@ def solve(
     right, vector = right_hand_side(name, b, matrix)
     limits: dict[str, Any] = {"memory": memory, "gpu_memory": gpu_memory, "progress": progress}
     kind = kind_of(name, matrix, assume_a)
+    if kind == "D":
+        dtype = kernel_type(name, matrix.dtype, right.dtype)
+        options = {"check_finite": check_finite, "overwrite": overwrite_b, "out": out, "limits": limits}
+        return solve_diagonal(matrix, right, vector, dtype, **options)
     if kind in "LU":
         trans = "T" if transposed else "N"
         return solve_triangular(matrix, b, trans, kind == "L", False, overwrite_b, check_finite, out=out, resume=resume, **limits)
@@ -257,7 +264,7 @@ def _shares(a: Matrix, *others: Any) -> bool:
 
 
 def kind_of(name: str, a: Matrix, assume_a: str | None) -> str:
-    """``"L"``, ``"U"`` (triangular) or ``"pos"``: what a matrix is known, or assumed, to be.
+    """``"D"`` (diagonal), ``"L"``, ``"U"`` (triangular) or ``"pos"``: what a matrix is known, or assumed, to be.
 
     Raises
     ------
@@ -274,6 +281,8 @@ def kind_of(name: str, a: Matrix, assume_a: str | None) -> str:
     kind = _ASSUMED[assume_a]
     if kind != "gen":
         return kind
+    if known(a._flags(), "is_diagonal"):
+        return "D"
     triangle = known_triangle(a)
     if triangle is not None:
         return triangle
