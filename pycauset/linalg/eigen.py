@@ -12,7 +12,7 @@ from pycauset import devices
 from pycauset.drivers.ritz import GENERAL, HERMITIAN
 from pycauset.errors import ConfigError, NotConvergedError
 from pycauset.linalg.convergence import watched
-from pycauset.linalg.krylov import EigenStatistics, Request, check_residuals, pairs, pairs_residuals
+from pycauset.linalg.krylov import EigenStatistics, Request, check_residuals, image_of, pairs, residuals_of, statistics_of
 from pycauset.linalg.operators import Operator, limits_for, operator, seeded_start
 from pycauset.linalg.results import check_options
 from pycauset.linalg.spectral import Pencil, Transformed, pencil
@@ -275,9 +275,11 @@ def _find(
             request, kind, open_product, limits, scope, stack, passes_cost=costly, where=where, resident=resident
         )
         count = min(request.k, len(ritz.values))
-        values, vectors = ritz.values[:count], machine.vectors(ritz, count)
-        residuals = pairs_residuals(product, values, vectors, request.dtype)
-        stats = _statistics(machine, product, residuals)
+        values = ritz.values[:count]
+        with where.checked(f"{request.name}: the last pass"):
+            vectors = machine.vectors(ritz, count)
+            residuals = residuals_of(image_of(product, vectors, request.dtype), vectors, values)
+        stats = statistics_of(machine, product, residuals, machine.norm)
         try:
             check_residuals(request, machine, values, vectors, residuals, stats)
         except NotConvergedError as error:
@@ -286,22 +288,6 @@ def _find(
             raise
         request.finished()
         return (*(changed.back(values, vectors) if changed is not None else (values, vectors)), stats)
-
-
-def _statistics(machine: Any, product: Product, residuals: Array) -> EigenStatistics:
-    return EigenStatistics(
-        product.passes,
-        product.columns,
-        machine.restarts,
-        machine.locked,
-        machine.plan.block,
-        machine.plan.ncv,
-        machine.norm,
-        residuals,
-        tuple(machine.history),
-        machine.basis.sweeps,
-        machine.begun.passes if machine.begun is not None else 0,
-    )
 
 
 def _returned(

@@ -6,7 +6,7 @@ import operator as operators
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -22,9 +22,14 @@ from pycauset.solver.run import Limits
 from pycauset.storage.direct import crc32c
 from pycauset.storage.identity import versions
 
-__all__ = ["EigenStatistics", "Request", "pairs", "pairs_residuals"]
+__all__ = [
+    *("EigenStatistics", "Request", "check_residuals", "image_of", "pairs", "residuals_of", "statistics_of"),
+]
 
 Array = np.ndarray[Any, Any]
+
+#: Rows that are worked on at once, so that no temporary is as long as a vector.
+_ROWS: Final = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +81,8 @@ class Request:
     which: str
     dtype: np.dtype[Any]
     tol: float
+    #: No tolerance above machine precision was asked for: as far as rounding allows.
+    loose: bool
     maxiter: int
     ncv: int | None
     block: int | None
@@ -139,6 +146,7 @@ class Request:
             which,
             dtype,
             max(float(tol), 4 * eps),
+            bool(tol <= 4 * eps),
             10 * n if maxiter is None else _count(name, "maxiter", maxiter),
             ncv,
             None if block_size is None else _count(name, "block_size", block_size),
@@ -178,7 +186,6 @@ def pairs(
     where: Device,
     resident: bool = False,
     scale: Callable[[Array, float], Any] | None = None,
-    extra: int = 0,
 ) -> tuple[ArnoldiDriver, Ritz, Product]:
     """Run the driver; the product stays open, for the caller's last pass, as long as ``stack`` does.
 
@@ -192,13 +199,12 @@ def pairs(
         A lies in that device's memory.
     """
     doubled = 2 if kind != "hermitian" and request.dtype.kind != "c" else 1
-    k = request.k + extra
     sizes = Sizes(
         request.name,
         request.n,
-        k,
+        request.k,
         request.dtype,
-        k * doubled,
+        request.k * doubled,
         passes_cost,
         request.which in ("SM", "SI"),
         request.block,
@@ -252,21 +258,53 @@ def _keep_checkpoints(request: Request, kind: str, placed: Placed, machine: Arno
     machine.on_restart = lambda begun: checkpoint.save(begun, basis, product.columns, plan.block)
 
 
-def pairs_residuals(product: Callable[[Array], Array], values: Array, vectors: Array, dtype: np.dtype[Any]) -> Array:
-    """``‖A x - λ x‖₂`` of each pair, by one pass over A."""
-    if vectors.dtype.kind == "c" and dtype.kind != "c":
-        count = vectors.shape[1]
-        both = product(np.hstack([vectors.real, vectors.imag]))
-        image = both[:, :count] + 1j * both[:, count:]
-    else:
-        image = product(vectors)
-    return np.asarray(np.linalg.norm(image - vectors * values, axis=0))
+def image_of(product: Callable[[Array], Array], vectors: Array, dtype: np.dtype[Any]) -> Array:
+    """``A x`` of each vector, by one pass over A; of complex vectors, too, if A is real."""
+    if vectors.dtype.kind != "c" or dtype.kind == "c":
+        return product(np.ascontiguousarray(vectors))
+    n, count = vectors.shape
+    parts = np.empty((n, 2 * count), dtype)
+    parts[:, :count], parts[:, count:] = vectors.real, vectors.imag
+    both = product(parts)
+    del parts
+    image = np.empty((n, count), np.result_type(dtype, np.complex64))
+    image.real, image.imag = both[:, :count], both[:, count:]
+    return image
+
+
+def residuals_of(image: Array, right: Array, values: Array) -> Array:
+    """Lengths of the columns of ``image - right * values``; of ``right`` where a value is infinite."""
+    squares = np.zeros(len(values))
+    finite = np.isfinite(values)
+    values = np.where(finite, values, -1)
+    for r in range(0, len(image), _ROWS):
+        band = slice(r, r + _ROWS)
+        left = image[band] if finite.all() else np.where(finite, image[band], 0)
+        squares += np.linalg.norm(left - right[band] * values, axis=0).astype(float) ** 2
+    return np.sqrt(squares)
+
+
+def statistics_of(machine: ArnoldiDriver, product: Product, residuals: Array, norm: float, passes: int = 0) -> EigenStatistics:
+    """What the driver did; ``passes`` are those over the matrix that were not the product's."""
+    return EigenStatistics(
+        product.passes + passes,
+        product.columns,
+        machine.restarts,
+        machine.locked,
+        machine.plan.block,
+        machine.plan.ncv,
+        norm,
+        residuals,
+        tuple(machine.history),
+        machine.basis.sweeps,
+        machine.begun.passes if machine.begun is not None else 0,
+    )
 
 
 def check_residuals(
-    request: Request, machine: ArnoldiDriver, values: Array, vectors: Array, residuals: Array, stats: Any
+    request: Request, machine: ArnoldiDriver, values: Array, vectors: Array, residuals: Array, stats: EigenStatistics
 ) -> None:
-    """Raise unless every pair is as good as was asked, up to what rounding of the products allows.
+    """Raise unless every pair is as good as was asked; where machine precision was, as rounding of the products allows.
 
     Raises
     ------
@@ -275,16 +313,19 @@ def check_residuals(
     # Each restart of a general problem leaves rounding errors of a Schur form behind.
     factor = 20 if machine.kind == "hermitian" else 200
     floor = factor * float(np.finfo(request.dtype).eps) * request.n**0.5
-    good = residuals <= max(request.tol, floor) * machine.norm
+    good = residuals <= (max(request.tol, floor) if request.loose else request.tol) * machine.norm
     if good.all():
         return
     count = int(good.sum())
     found = machine.history[-1] if machine.history else None
+    remedy = "raise maxiter, ncv or block_size, or tol"
+    if machine.converged and request.tol < floor:
+        remedy = f"rounding may allow no more: raise tol (tol=0 takes what rounding allows, here up to {floor:.1e})"
     raise NotConvergedError(
         f"{request.name}: {count} of {request.k} pairs converged to tol={request.tol:.3g} in {machine.restarts} restarts and "
         f"{machine.passes} products (worst residual {residuals.max() / (machine.norm or 1):.2e} ‖A‖"
         + (f", basis {found.basis}" if found else "")
-        + "); raise maxiter, ncv or block_size, or tol. The converged pairs are in eigenvalues and eigenvectors",
+        + f"); {remedy}. The converged pairs are in eigenvalues and eigenvectors",
         eigenvalues=values[good],
         eigenvectors=vectors[:, good],
         statistics=stats,

@@ -125,39 +125,42 @@ class Operator:
         )
 
     def _called(self, gram: str) -> Product:
-        linear = self.linear
-
-        def forth(x: Array) -> Array:
-            return np.asarray(linear @ x)
-
-        def back(x: Array) -> Array:
-            if hasattr(linear, "rmatmat"):
-                return np.asarray(linear.rmatmat(x))
-            return np.asarray(linear.conj().T @ x)
-
         if not gram:
-            return Called(self, forth, self.dtype)
+            return Called(self, self._forth, self.dtype)
+        forth, back = self._forth, self._back
         return Called(self, back, self.dtype, forth) if gram == "tall" else Called(self, forth, self.dtype, back)
 
-    def whole(self, scope: Scope) -> Ticket:
-        """A ticket for all elements in RAM and for what LAPACK takes.
+    def _forth(self, x: Array) -> Array:
+        return np.asarray(self.linear @ x)
+
+    def _back(self, x: Array) -> Array:
+        if hasattr(self.linear, "rmatmat"):
+            return np.asarray(self.linear.rmatmat(x))
+        return np.asarray(self.linear.conj().T @ x)
+
+    def whole(self, scope: Scope, elements: int) -> Ticket:
+        """A ticket for so many elements in RAM, of which LAPACK takes all at once.
 
         Raises
         ------
         MemoryLimitError
             If they do not fit.
         """
-        nbytes = 3 * self.shape[0] * self.shape[1] * self.dtype.itemsize
-        return scope.require("host", nbytes, owner=f"{self.name}: the whole matrix, for LAPACK")
+        return scope.require("host", elements * self.dtype.itemsize, owner=f"{self.name}: the whole matrix, for LAPACK")
 
     def dense(self) -> Array:
-        """All elements in RAM."""
-        n = self.shape[1]
+        """All elements in RAM, in an array of their own."""
         if self.matrix is not None:
-            return self.matrix.to_numpy(force=True).astype(self.dtype)
+            array = self.matrix.to_numpy(force=True)
+            return array.astype(self.dtype, copy=self.matrix._array is not None)
         if self.resident is not None:
-            return np.asarray(self._on_host(), self.dtype)
-        return np.asarray(self.linear @ np.eye(n, dtype=self.dtype), self.dtype)
+            return np.array(self._on_host(), self.dtype)
+        if self.sparse:
+            return np.array(self.linear.toarray(), self.dtype)
+        m, n = self.shape
+        if m < n:
+            return np.array(self._back(np.eye(m, dtype=self.dtype)).conj().T, self.dtype)
+        return np.array(self.linear @ np.eye(n, dtype=self.dtype), self.dtype)
 
     def _on_host(self) -> Array:
         return np.asarray(getattr(self.xp, "asnumpy", np.asarray)(self.resident))
@@ -206,10 +209,12 @@ class Operator:
             check_hermitian(self.name, self.matrix.store, memory)
             return
         if self.resident is not None:
+            self.look()
             self._check_resident()
             return
         if not self.sparse:
             raise ConfigError(f"{self.name}: check=True compares elements, and a LinearOperator has none; leave check out")
+        self.look()  # NaN differs from itself
         entries = (self.linear - self.linear.conj().T).tocoo()
         bad = np.flatnonzero(entries.data != 0)
         if len(bad):

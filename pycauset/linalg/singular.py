@@ -10,7 +10,7 @@ import numpy as np
 
 from pycauset.errors import ConfigError, NotConvergedError
 from pycauset.linalg.convergence import watched
-from pycauset.linalg.krylov import EigenStatistics, Request, pairs
+from pycauset.linalg.krylov import EigenStatistics, Request, pairs, statistics_of
 from pycauset.linalg.operators import Operator, limits_for, operator, seeded_start
 from pycauset.linalg.results import check_options
 from pycauset.progress import reporter
@@ -152,19 +152,7 @@ def _iterate(
         v = machine.vectors(ritz, min(request.k, len(ritz.values)))
         norm = machine.norm**0.5
         u, s, vh, residuals = _project(a, product, v, norm)
-        stats = EigenStatistics(
-            product.passes,
-            product.columns,
-            machine.restarts,
-            machine.locked,
-            machine.plan.block,
-            machine.plan.ncv,
-            norm,
-            residuals,
-            tuple(machine.history),
-            machine.basis.sweeps,
-            machine.begun.passes if machine.begun is not None else 0,
-        )
+        stats = statistics_of(machine, product, residuals, norm)
     floor = 10 * eps * max(a.shape) ** 0.5
     allowed = np.full(len(s), max(tol, floor) * norm)
     if loosely:
@@ -207,7 +195,7 @@ def _project(a: Operator, product: Product, v: Array, norm: float) -> tuple[Arra
 def _by_lapack(request: Request, a: Operator, memory: Any) -> tuple[Array, Array, Array, EigenStatistics]:
     import scipy.linalg
 
-    with operation_limits(memory).scope(request.name) as scope, a.whole(scope):
+    with operation_limits(memory).scope(request.name) as scope, a.whole(scope, 3 * a.shape[0] * a.shape[1]):
         dense = a.dense()
         if not np.isfinite(dense).all():
             a.blame()

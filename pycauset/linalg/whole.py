@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from pycauset.drivers.ritz import preference
 from pycauset.errors import ConfigError
 from pycauset.governor import Scope
-from pycauset.linalg.krylov import EigenStatistics, Request
+from pycauset.linalg.krylov import EigenStatistics, Request, residuals_of
 from pycauset.linalg.operators import Operator
 from pycauset.linalg.spectral import Pencil, factored
 
 __all__ = ["pairs_by_lapack"]
 
 Array = np.ndarray[Any, Any]
+
+#: Columns whose residuals are measured at once.
+_BAND: Final = 64
 
 
 def pairs_by_lapack(
@@ -36,32 +40,91 @@ def pairs_by_lapack(
     """
     import scipy.linalg
 
-    with a.whole(scope):
-        dense = a.dense()
-        if not np.isfinite(dense).all():
-            a.blame()
-        if kind == "hermitian":
-            dense = np.tril(dense) + np.tril(dense, -1).conj().T
-        factor = None
-        if pencil is not None and pencil.m is not None:
+    m = None if pencil is None else pencil.m
+    real = a.dtype.kind != "c"
+    # Measured: eigenvectors of a real general matrix are complex, and there for a moment in both forms.
+    copies = 4 + 3 * (kind != "hermitian" and real) + 4 * (m is not None)
+    with a.whole(scope, copies * a.shape[0] ** 2):
+        dense = _elements(a, kind == "hermitian")
+        times: Callable[[Array], Array] | None = None
+        wanted = None
+        if pencil is not None and m is not None and kind == "general":
+            second = _elements(m, False).astype(a.dtype, copy=False)
+            values, wanted, vectors = _general(dense, second, pencil)
+            times = second.__matmul__
+        elif pencil is not None and m is not None:
             factor = _factor(pencil, scope)
-            dense = _divided(factor, _divided(factor, dense.conj().T).conj().T)
-        if kind == "hermitian":
-            values, vectors = scipy.linalg.eigh(dense, check_finite=False)
-        elif kind == "skew":
-            turned, vectors = scipy.linalg.eigh(0.5j * (dense - dense.T), check_finite=False)
-            values = -1j * turned
+            values, vectors = _standard(_divided(factor, _divided(factor, dense.conj().T).conj().T), kind)
+            times = lambda x: factor @ (factor.conj().T @ x)  # noqa: E731
         else:
-            values, vectors = scipy.linalg.eig(dense, check_finite=False)
-        wanted = values if pencil is None else pencil.shifted(values)
-        real = dense.dtype.kind != "c" and kind != "hermitian" and not np.iscomplexobj(pencil.sigma if pencil is not None else 0)
+            values, vectors = _standard(dense, kind)
+        if wanted is None:
+            wanted = values if pencil is None else pencil.shifted(values)
+        real = real and kind != "hermitian" and not np.iscomplexobj(pencil.sigma if pencil is not None else 0)
         order = preference(wanted, request.which, real=real)[: request.k]
         values, vectors = values[order], vectors[:, order]
-        residuals = np.linalg.norm(dense @ vectors - vectors * values, axis=0)
-        norm = float(np.linalg.norm(dense, 2)) if request.n else 0.0
-        if factor is not None:
-            vectors = scipy.linalg.solve_triangular(factor, vectors, trans="C", lower=True, check_finite=False)
+        if times is not None and kind != "general":
+            vectors = scipy.linalg.solve_triangular(factor, vectors, trans="C", lower=True, overwrite_b=True, check_finite=False)
+        bands = [slice(c, c + _BAND) for c in range(0, len(values), _BAND)]
+        residuals = np.concatenate(
+            [
+                residuals_of(dense @ vectors[:, c], vectors[:, c] if times is None else times(vectors[:, c]), values[c])
+                for c in bands
+            ]
+        )
+        if times is not None:
+            residuals /= np.concatenate([np.linalg.norm(vectors[:, c], axis=0) for c in bands])
+        norm = float(scipy.linalg.svdvals(dense, overwrite_a=True, check_finite=False).max(initial=0.0))
     return values, vectors, EigenStatistics(1, request.n, 0, 0, 0, 0, norm, residuals)
+
+
+def _elements(a: Operator, mirrored: bool) -> Array:
+    """All elements, found finite; ``mirrored`` from the lower triangle."""
+    dense = a.dense()
+    if not np.isfinite(dense).all():
+        a.blame()
+    if mirrored:
+        for r in range(0, len(dense), _BAND):
+            stop = min(r + _BAND, len(dense))
+            dense[:r, r:stop] = dense[r:stop, :r].conj().T
+            block = np.tril(dense[r:stop, r:stop])
+            dense[r:stop, r:stop] = block + np.tril(block, -1).conj().T
+    return dense
+
+
+def _standard(dense: Array, kind: str) -> tuple[Array, Array]:
+    """All eigenvalues and eigenvectors of one matrix."""
+    import scipy.linalg
+
+    if kind == "hermitian":
+        values, vectors = scipy.linalg.eigh(dense, check_finite=False)
+    elif kind == "skew":
+        turned = np.empty(dense.shape, np.result_type(dense, np.complex64), "F")
+        turned.real, turned.imag = 0, (dense - dense.T) / 2
+        values, vectors = scipy.linalg.eigh(turned, overwrite_a=True, check_finite=False)
+        values = -1j * values
+    else:
+        values, vectors = scipy.linalg.eig(dense, check_finite=False)
+    return values, vectors
+
+
+def _general(a: Array, m: Array, pencil: Pencil) -> tuple[Array, Array, Array]:
+    """All pairs of ``A x = λ M x`` by the QZ method, which takes any M, with the values that go by a shift.
+
+    An eigenvalue is a ratio α / β, infinite where M is singular; that far from a shift it is the least wanted.
+    """
+    import scipy.linalg
+
+    (above, below), vectors = scipy.linalg.eig(a, m, check_finite=False, homogeneous_eigvals=True)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        values = np.where(below == 0, np.inf, above / below)
+        wanted = values if pencil.sigma is None else np.nan_to_num(below / (above - pencil.sigma * below))
+    if pencil.sigma is None and pencil.minv is None:  # M is called definite: vectors of length one in its inner product
+        square = np.concatenate(
+            [np.einsum("ij,ij->j", x.conj(), m @ x).real for x in (vectors[:, c : c + _BAND] for c in range(0, len(m), _BAND))]
+        )
+        vectors /= np.where(square > 0, square, 1) ** 0.5
+    return values, wanted, vectors
 
 
 def _factor(pencil: Pencil, scope: Scope) -> Array:
@@ -70,7 +133,7 @@ def _factor(pencil: Pencil, scope: Scope) -> Array:
     if pencil.mode == "buckling":
         raise ConfigError(f'{pencil.a.name}: with mode="buckling" k must be below n - 1, which is {pencil.a.shape[0] - 1}')
     with ExitStack() as stack:
-        return factored(pencil.m, "M", stack, scope, progress=False).to_numpy().astype(pencil.a.dtype)
+        return factored(pencil.m, "M", stack, scope, progress=False).to_numpy().astype(pencil.a.dtype, copy=False)
 
 
 def _divided(factor: Array, x: Array) -> Array:
