@@ -32,6 +32,7 @@ from pycauset.linalg import cholesky, inv, solve
 from pycauset.solver import last_statistics
 from pycauset.storage import commit, create_store
 from pycauset.storage.direct import crc32c
+from pycauset.storage.journal import read_journal
 from pycauset.tiling import Rect
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -134,6 +135,16 @@ def killed(folder: Path, work: Work, moments: list[Moment], rng: np.random.Gener
     return status
 
 
+def recorded(folder: Path) -> int:
+    """Tiles that a run can go on with, by its journals; 0 where only the end of the work was left to do."""
+    records = [
+        record for path in (*folder.glob("*.journal"), *folder.glob("*.stages/*.journal")) for record in read_journal(path)[1]
+    ]
+    return (
+        0 if any(record.keys() & {"complete", "finished"} for record in records) else sum("tile" in record for record in records)
+    )
+
+
 def is_done(folder: Path, target: str) -> bool:
     """Whether the last child was killed when its work was finished."""
     metadata = folder / target / "zarr.json"
@@ -202,7 +213,7 @@ def main(root: Path, trials: int, seed: int, kind: str) -> None:
         kills = 1
         if rng.random() < 0.25:  # two kills in a row
             kills += killed(folder, work, moments, rng) != 0
-        status = 0
+        status, tiles = 0, recorded(folder)
         if not is_done(folder, target):
             status = ended(started(folder, work), wait=True)
         reused = int((folder / "reused").read_text() or 0) if (folder / "reused").exists() else 0
@@ -210,7 +221,7 @@ def main(root: Path, trials: int, seed: int, kind: str) -> None:
         left = sorted({p.name for p in folder.iterdir()} - {"a.zarr", "b.zarr", target})
         left += [p.name for p in (folder / target).rglob("*") if p.name.endswith((".pending", ".tmp")) or p.name.startswith(".")]
         same = status == 0 and checksum(folder / target) == crc
-        line = {"name": name, "kills": kills, "missed": missed, "status": status, "reused": reused}
+        line = {"name": name, "kills": kills, "missed": missed, "status": status, "recorded": tiles, "reused": reused}
         print(json.dumps({**line, "same": same, "left": left}), flush=True)
 
 
