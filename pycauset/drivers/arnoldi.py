@@ -32,7 +32,6 @@ from pycauset.drivers.arnoldi_plan import ArnoldiPlan, plan_arnoldi
 from pycauset.drivers.basis import Basis
 from pycauset.drivers.orthogonal import orthonormalise, random_block
 from pycauset.drivers.ritz import Ritz, kept_space, norm_from_below, ritz_pairs, surplus
-from pycauset.tiling import ceil_div
 
 __all__ = ["ArnoldiDriver", "ArnoldiPlan", "Progress", "Restart", "plan_arnoldi"]
 
@@ -41,9 +40,10 @@ Array = np.ndarray[Any, Any]
 #: Residuals are estimates, exact up to rounding until a restart adds a little: the measured ones shall keep the tolerance.
 _MARGIN: Final = 0.99
 _MARGIN_RESTARTED: Final = 0.8
-#: Of the passes so far, the share that a look for missed copies may take at most, and the fewest passes it gets.
-_LOOK_SHARE: Final = 3
+#: The fewest passes that a look for missed copies gets, and how small a part of what a random vector has of a direction on
+#: average it allows for.
 _LOOK_LEAST: Final = 4
+_LOOK_UNLUCKY: Final = 2.0
 
 
 class Progress(NamedTuple):
@@ -67,7 +67,7 @@ class Restart:
         Columns kept, and of the block behind them.
     h : ndarray (size + width, size)
         The coefficients.
-    starts, round : int
+    starts, round, granted : int
         As in the driver.
     rng : dict
         State of the random numbers.
@@ -82,6 +82,7 @@ class Restart:
     norm: float
     starts: int
     round: int
+    granted: int
     rng: dict[str, Any]
     history: list[Progress]
 
@@ -101,7 +102,7 @@ class ArnoldiDriver:
     tol : float
         Wanted: ``residual <= tol * scale(values, norm)``.
     maxiter : int
-        Restarts.
+        Restarts until the wanted pairs have converged, and as many again for each look for further copies.
     start : ndarray (n, p), optional
         The first columns of the first block; the rest is random.
     scale : callable, optional
@@ -119,7 +120,11 @@ class ArnoldiDriver:
     starts : int
         Random directions that the space has grown from: so many copies of an eigenvalue it can have found.
     round : int
-        Passes when the look for further copies began, 0 where there was none.
+        Passes when the present look for further copies may end, 0 where there was none.
+    granted : int
+        Restarts when it began.
+    cut_short : bool
+        The pairs have converged, but a look for further copies ran out of restarts, or had no room in the basis.
     history : list of Progress
     norm : float
         A lower bound of ‖A‖₂: the largest of the norms that H had.
@@ -143,7 +148,9 @@ class ArnoldiDriver:
     norm: float = 0.0
     starts: int = 0
     round: int = 0
+    granted: int = 0
     converged: bool = False
+    cut_short: bool = False
     history: list[Progress] = field(default_factory=list)
     _h: Array = field(init=False)
     _rng: np.random.Generator = field(init=False)
@@ -172,15 +179,20 @@ class ArnoldiDriver:
             self.starts += width - min(width, new.rank)
             j, p = j + p, width
             full = width == 0 or j + width > plan.ncv or j + 2 * width > plan.ncv + plan.block
-            if not (full or self._look(j, p)):
+            if not (full or self._due(j)):
                 continue
             ritz = self._extract(j, p)
-            if width == 0 or (self.converged and self._complete(ritz)) or (full and self.restarts >= self.maxiter):
-                self._size = j
-                self.converged = self.converged or width == 0
+            ended = self.converged and self.passes >= self.round  # a look, if there was one
+            missing = self._may_have_copies(ritz) if ended and width else None
+            if width == 0 or (missing is not None and not missing.any()):
+                self._size, self.converged = j, True
                 return ritz
-            if self.converged and (self.round == 0 or self._settled(ritz)):
-                j, p = self._begin_round(ritz, j)
+            begun = self._begin_round(ritz, j, missing) if missing is not None else None
+            if begun is not None:
+                j, p = begun
+            elif missing is not None or (full and self.restarts - self.granted >= self.maxiter):
+                self._size, self.cut_short = j, self.converged
+                return ritz
             elif full:
                 j = self._restart(ritz, j, p)
             else:
@@ -221,7 +233,7 @@ class ArnoldiDriver:
         j, p = begun.size, begun.width
         self._h[: j + p, :j] = begun.h
         self.passes, self.restarts, self.locked, self.norm = begun.passes, begun.restarts, begun.locked, begun.norm
-        self.starts, self.round, self.history = begun.starts, begun.round, list(begun.history)
+        self.starts, self.round, self.granted, self.history = begun.starts, begun.round, begun.granted, list(begun.history)
         self._rng.bit_generator.state = begun.rng
         return j, p
 
@@ -236,14 +248,26 @@ class ArnoldiDriver:
             self.norm,
             self.starts,
             self.round,
+            self.granted,
             dict(self._rng.bit_generator.state),
             self.history,
         )
 
-    def _look(self, j: int, p: int) -> bool:
-        """Whether a test of convergence is due: after each costly pass, every few cheap ones."""
-        every = max(1, self.plan.look // 2 if self.round else self.plan.look)
-        return j >= self.plan.k + max(self.plan.block, 4) and self.passes % every == 0
+    def _due(self, j: int) -> bool:
+        """Whether a test of convergence is due: after each costly pass, every few cheap ones, sooner if it should succeed."""
+        if j < self.plan.k + max(self.plan.block, 4) or self.passes < self.round:
+            return False
+        wait = self.plan.look
+        if self.passes == self.round or not self.history:
+            return self.passes == self.round or self.passes % wait == 0
+        last = self.history[-1]
+        if wait > 1 and len(self.history) > 1:
+            before = self.history[-2]
+            if 0 < last.worst < before.worst:
+                fall = np.log(before.worst / last.worst) / (last.passes - before.passes)
+                left = np.log(last.worst / (_MARGIN_RESTARTED * self.tol)) / fall
+                wait = int(min(max(np.ceil(left), 1), wait))
+        return self.passes >= last.passes + wait
 
     def _extract(self, j: int, p: int) -> Ritz:
         """Ritz pairs of the present basis, and how many of the wanted ones have converged."""
@@ -299,44 +323,62 @@ class ArnoldiDriver:
 
     # -- eigenvalues that are repeated more often than the space has directions that it grew from --------------------------
 
-    def _complete(self, ritz: Ritz) -> bool:
-        """Whether no copy of a wanted eigenvalue can be missing.
+    def _may_have_copies(self, ritz: Ritz) -> Array:
+        """Of which of the wanted values copies can be missing.
 
         A space that grew from s random directions holds, of an eigenspace of dimension m, min(m, s) dimensions: fewer than s
         copies are all there are. Of values no better than the last one wanted, more copies would change nothing.
         """
-        if self.round and not self._settled(ritz):
-            return False
         values = ritz.values[: self.plan.k]
         if len(values) == len(ritz.values):
-            return True
+            return np.zeros(len(values), bool)
         near = max(10 * self.tol, 10 * float(np.finfo(self.basis.dtype).eps) ** 0.5) * self.norm
         copies = np.count_nonzero(np.abs(values[:, None] - values[None, :]) <= near, axis=1)
-        better = surplus(values, values, self.which, real=self._real) > 10 * self.tol * self.norm
-        return not bool((better & (copies >= self.starts)).any())
+        return np.asarray((self._ahead(values) > 10 * self.tol * self.norm) & (copies >= self.starts))
 
-    @property
-    def _real(self) -> bool:
-        return self.basis.dtype.kind != "c" and self.kind != "hermitian"
+    def _ahead(self, values: Array) -> Array:
+        """By how much each of the wanted values is better than the last of them."""
+        return surplus(values, values, self.which, real=self.basis.dtype.kind != "c" and self.kind != "hermitian")
 
-    def _settled(self, ritz: Ritz) -> bool:
-        """Whether the best of the others, each within its residual, stays behind the wanted ones: nothing was missed."""
-        k = self.plan.k
-        passes = self.passes - self.round
-        if passes >= max(_LOOK_LEAST, ceil_div(self.round, _LOOK_SHARE)):
-            return True
-        others = slice(k, k + 3)
-        ahead = surplus(ritz.values[others], ritz.values[:k], self.which, real=self._real) + ritz.residuals[others]
-        return passes >= 2 and bool((ahead <= 0).all())
+    def _passes_to_see(self, ritz: Ritz, missing: Array) -> int:
+        """Passes after which a missing copy of one of the values ``missing`` is ahead of the last wanted one.
 
-    def _begin_round(self, ritz: Ritz, j: int) -> tuple[int, int]:
-        """Keep the converged pairs, whose coupling is below the tolerance, and let the space grow from new random directions."""
+        Of a random vector the eigenspace has the share ``1/√n`` on average. In the Hermitian case a space of p steps lifts a Ritz
+        value above ``λ - spread (tan φ / T(γ))²``, where φ is the angle between the two, T the Chebyshev polynomial of degree
+        p - 1 and γ the place of λ when the unwanted eigenvalues lie in [-1, 1] (Kaniel, Paige and Saad).
+        In other cases the passes tell that the wanted pairs took from the same share to an error of tol.
+        """
+        k, n = self.plan.k, self.plan.n
+        first = next((entry.passes for entry in self.history if entry.converged >= k), self.passes)
+        gap = self._ahead(ritz.values[:k])[missing]
+        x = ritz.values.imag if self.kind == "skew" else ritz.values.real
+        low, high = x[k:].min(), x[k:].max()
+        outside = np.maximum(x[:k] - high, low - x[:k])[missing]
+        angle = _LOOK_UNLUCKY * n**0.5
+        if self.kind != "general" and (outside > 0).all():
+            spread = x.max() - x.min()
+            passes = np.ones(len(gap))
+            if high > low:
+                passes += np.arccosh(1 + angle * (spread / gap) ** 0.5) / np.arccosh(1 + 2 * outside / (high - low))
+        else:
+            passes = first * np.log(angle * (1 + 2 * self.norm / gap)) / np.log(angle / self.tol)
+        # What took a pair to its tolerance shows more than there is to see here.
+        return int(max(_LOOK_LEAST, min(np.ceil(passes.max()), first)))
+
+    def _begin_round(self, ritz: Ritz, j: int, missing: Array) -> tuple[int, int] | None:
+        """Keep the converged pairs and let the space grow from new random directions; None if it has no room.
+
+        The coupling of what is kept, below the tolerance, is dropped: to keep it, the block of residuals would have to be
+        multiplied along with the random one, and the passes of a look would cost twice the products.
+        """
         plan, h = self.plan, self._h
         z = kept_space(h[:j, :j], ritz, plan.k, self.kind).astype(self.basis.dtype, copy=False)
         keep = int(z.shape[1])
         # A second round has reason to expect more copies.
         wide = min(self.starts, max(plan.block, plan.k), (plan.ncv - keep) // 4) if self.round else 0
         width = min(max(plan.block, wide - wide % plan.block), plan.ncv - keep, plan.n - keep)
+        if width < 1:
+            return None
         small = self._small(ritz, j, z)
         self.basis.rotate(z, 0)
         x = self.basis.take(random_block(self._rng, (plan.n, width), self.basis.dtype))
@@ -346,6 +388,7 @@ class ArnoldiDriver:
         h[:keep, :keep] = small
         self.starts += width
         self.restarts += 1
-        self.round = self.passes
+        self.granted = self.restarts
+        self.round = self.passes + self._passes_to_see(ritz, missing)
         self.converged = False
         return keep, width

@@ -39,6 +39,7 @@ _SHARE: Final = 20  # of the time of work, a checkpoint may take one part in so 
 _RATE: Final = 2e8  # bytes a second, before the first one has been written
 _DAYS: Final = 30
 _SUFFIX: Final = ".krylov"
+_STATE: Final = ("size", "width", "passes", "restarts", "locked", "starts", "round", "granted")
 
 
 class Checkpoint:
@@ -133,7 +134,7 @@ def _write(file: BinaryIO, request: dict[str, Any], begun: Restart, basis: Basis
             "dtype": basis.dtype.name,
             "step": step,
             "columns": columns,
-            "state": [begun.size, begun.width, begun.passes, begun.restarts, begun.locked, begun.starts, begun.round],
+            "state": [getattr(begun, name) for name in _STATE],
             "norm": begun.norm.hex(),
             "rng": begun.rng,
             "history": [[*entry[:-1], float(entry[-1]).hex()] for entry in begun.history],
@@ -155,7 +156,8 @@ def _read(file: BinaryIO, request: dict[str, Any], basis: Basis) -> tuple[Restar
         raise ValueError("its record is damaged")
     if record["request"] != request or record["n"] != basis.n or record["dtype"] != basis.dtype.name:
         raise ValueError("it is of other work")
-    size, width, passes, restarts, locked, starts, turn = (int(v) for v in record["state"])
+    state = {name: int(v) for name, v in zip(_STATE, record["state"], strict=True)}
+    size, width = state["size"], state["width"]
     item = basis.dtype.itemsize
     if end - 8 - length != ((size + width) * (basis.n + size)) * item:
         raise ValueError("its length is wrong")
@@ -176,8 +178,7 @@ def _read(file: BinaryIO, request: dict[str, Any], basis: Basis) -> tuple[Restar
     if crc != record["crc"]:
         raise ValueError("its checksum does not fit")
     history = [Progress._make([*entry[:-1], float.fromhex(entry[-1])]) for entry in record["history"]]
-    norm = float.fromhex(record["norm"])
-    begun = Restart(size, width, h, passes, restarts, locked, norm, starts, turn, record["rng"], history)
+    begun = Restart(h=h, norm=float.fromhex(record["norm"]), rng=record["rng"], history=history, **state)
     return begun, int(record["columns"])
 
 
