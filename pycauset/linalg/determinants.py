@@ -27,9 +27,9 @@ class SlogdetResult(NamedTuple):
 
 def slogdet(
     a: Any,
-    assume_a: str | None = "gen",
     overwrite_a: bool = False,
     check_finite: bool = True,
+    assume_a: str | None = "gen",
     *,
     memory: int | float | str | None = None,
     gpu_memory: int | float | str | None = None,
@@ -43,12 +43,12 @@ def slogdet(
     Parameters
     ----------
     a : Matrix or array_like (n, n)
-    assume_a : {"gen", "pos", "lower triangular", "upper triangular", "diagonal"}
-        What A is; ``"gen"`` goes by its properties. See `pycauset.linalg.solve`.
     overwrite_a : bool
         The Cholesky factor may be put in the place of ``a``, an array in RAM that can hold it.
     check_finite : bool
         Say where in a positive definite matrix NaN or infinity was found. (They are never taken for numbers, asked or not.)
+    assume_a : {"gen", "pos", "lower triangular", "upper triangular", "diagonal"}
+        What A is; ``"gen"`` goes by its properties. See `pycauset.linalg.solve`.
     memory, gpu_memory, progress
         As in `pycauset.linalg.cholesky`.
 
@@ -107,9 +107,9 @@ def _slogdet(
 
 def det(
     a: Any,
-    assume_a: str | None = "gen",
     overwrite_a: bool = False,
     check_finite: bool = True,
+    assume_a: str | None = "gen",
     *,
     memory: int | float | str | None = None,
     gpu_memory: int | float | str | None = None,
@@ -119,7 +119,7 @@ def det(
 
     Parameters
     ----------
-    a, assume_a, overwrite_a, check_finite, memory, gpu_memory, progress
+    a, overwrite_a, check_finite, assume_a, memory, gpu_memory, progress
         As in `slogdet`.
 
     Returns
@@ -147,9 +147,9 @@ def det(
 
 def logdet(
     a: Any,
-    assume_a: str | None = "gen",
     overwrite_a: bool = False,
     check_finite: bool = True,
+    assume_a: str | None = "gen",
     *,
     memory: int | float | str | None = None,
     gpu_memory: int | float | str | None = None,
@@ -159,7 +159,7 @@ def logdet(
 
     Parameters
     ----------
-    a, assume_a, overwrite_a, check_finite, memory, gpu_memory, progress
+    a, overwrite_a, check_finite, assume_a, memory, gpu_memory, progress
         As in `slogdet`.
 
     Returns

@@ -13,11 +13,12 @@ from pycauset.errors import (
     ConfigError,
     DtypeError,
     NotPositiveDefiniteError,
+    PycausetError,
     ShapeError,
     StorePermissionError,
 )
 from pycauset.linalg.operands import chunks_like, in_memory, kernel_type, square, stored
-from pycauset.linalg.overwriting import after_lapack, changed, interrupted_restore, restore_by_journal, source_of, told
+from pycauset.linalg.overwriting import RESTORING, after_lapack, changed, interrupted_restore, restore_by_journal, source_of, told
 from pycauset.linalg.overwriting import restore as restore_tiles
 from pycauset.linalg.results import MATHEMATICS, Result, check_options, request_of
 from pycauset.linalg.triangles import check_finite as refuse_non_finite
@@ -66,9 +67,11 @@ def cholesky(
         are computed in float64.
     lower : bool
         Compute L from the lower triangle (as NumPy does), or U from the upper one.
-    overwrite_a, overwrite : bool
-        Put the factor in the place of ``a``: a NumPy array, or a matrix on disk, which then keeps one triangle only.
-        The two names are one argument.
+    overwrite_a : bool
+        The factor may be put in the place of ``a``, if that can hold it: a NumPy array, or a matrix on disk, which then keeps one
+        triangle only.
+    overwrite : bool
+        It has to be: where ``a`` cannot hold its factor, the error says why.
     restore : Matrix or array_like (n, n), or path, optional
         The elements of ``a`` once more, for overwriting it: a function of the indices, a random matrix by its seed. If ``a``
         turns out not to be positive definite, what has been overwritten is written again from it, and ``a`` is as it was.
@@ -136,11 +139,10 @@ def cholesky(
     limit = named_limit(memory, "memory")
     if check and not getattr(matrix.store, "unfinished", False):
         check_hermitian("cholesky", stored(matrix), limit)
-    in_place = bool(overwrite_a or overwrite)
-    if restore is not None and not in_place:
+    if restore is not None and not (overwrite_a or overwrite):
         raise ConfigError("cholesky: restore is for overwrite=True; otherwise a stays as it is")
     job = _Cholesky(matrix, dtype, bool(lower), variant, memory, gpu_memory, progress)
-    if not in_place:
+    if not overwrite and not (overwrite_a and (out is None or out is a) and job.refusal() is None):
         try:
             return job.out_of_place(out, limit, resume)
         except NotPositiveDefiniteError as error:
@@ -261,7 +263,9 @@ class _Cholesky:
     def in_place(self, resume: Any, restore: Any) -> Matrix:
         """The factor in the place of the matrix."""
         matrix, array = self.matrix, self.matrix._array
-        self._check_place()
+        refused = self.refusal()
+        if refused is not None:
+            raise refused
         self.source = source_of(restore, matrix)
         if array is not None:
             self._array_in_place(ArrayStore(array))
@@ -303,26 +307,28 @@ class _Cholesky:
         if self.restored and self.check_finite and isinstance(error, NotPositiveDefiniteError) and math.isnan(error.value):
             refuse_non_finite("cholesky", store, self.part, memory=self.limit)
 
-    def _check_place(self) -> None:
+    def refusal(self) -> PycausetError | None:
+        """Why the matrix cannot hold its factor; None if it can."""
         matrix, store = self.matrix, self.matrix.store
         if not store.writable:
-            raise StorePermissionError(
+            return StorePermissionError(
                 f"cholesky: {matrix!r} is computed or read-only, nothing can be overwritten; leave overwrite"
             )
         if matrix.dtype != self.dtype:
-            raise DtypeError(
+            return DtypeError(
                 f"cholesky: a matrix of {matrix.dtype} cannot hold its factor, which is {self.dtype}; leave overwrite"
             )
         if matrix._array is not None:
-            return
+            return None
         if matrix.op != "N":
-            raise ShapeError(f"cholesky: {matrix!r} is a view; overwrite the matrix itself")
+            return ShapeError(f"cholesky: {matrix!r} is a view; overwrite the matrix itself")
         mirrored = store.structure in ("symmetric", "hermitian")
         if store.structure not in ("full", self.part) and not (mirrored and self.lower):
-            raise ShapeError(
+            return ShapeError(
                 f"cholesky: {matrix!r} is stored as {store.structure}, which has no {self.part} triangle to overwrite; "
                 f"give lower={not self.lower}"
             )
+        return None
 
     def _check_not_done(self) -> None:
         """Refuse what is the factor already, as far as its metadata tell (one triangle may be stored as such without a claim)."""
@@ -384,16 +390,19 @@ class _Cholesky:
             in_place=True,
         )
         del request["operands"]["a"]["structure"]  # finishing changes it
-        with open_journal(store.path, request, resume=resume) as journal:
+        with open_journal(store.path, request, resume=resume, replaceable=self.source is not None) as journal:
+            mixture = store.unfinished and not journal.resumed
             if journal.finished:
                 self.matrix = Matrix(open_store(store.path))
                 if known(self.matrix._flags(), f"is_{self.part}_triangular"):
                     return self.matrix
             else:
-                if not journal.resumed:
+                if not journal.resumed and not mixture:
                     self._check_not_done()
                     self._look_first(store)
                 journal.in_place(store)
+                if mixture:
+                    journal.begin(RESTORING)
                 if not interrupted_restore(journal, self.source):
                     self._with_journal(store, journal)
                     return None
@@ -401,7 +410,7 @@ class _Cholesky:
                 restore_by_journal(self.source, journal, store, self.limit)
         # A matrix that has been restored: only the work itself can say again what is wrong with it.
         assert isinstance(self.matrix.store, ZarrStore)
-        return self._journalled(self.matrix.store, resume)
+        return self._journalled(self.matrix.store, True if mixture else resume)
 
     def _with_journal(self, store: ZarrStore, journal: Any) -> None:
         try:

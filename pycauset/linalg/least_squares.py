@@ -29,6 +29,7 @@ __all__ = ["LstsqResult", "lstsq"]
 
 Array = np.ndarray[Any, Any]
 
+_DRIVERS: Final = ("gelsd", "gelsy", "gelss")
 _ROUNDS: Final = 10
 #: Normal equations square the condition number: what is left of the working precision must let the refinement converge.
 _LARGEST: Final = 0.1
@@ -50,6 +51,7 @@ def lstsq(
     overwrite_a: bool = False,
     overwrite_b: bool = False,
     check_finite: bool = True,
+    lapack_driver: str | None = None,
     *,
     rcond: float | None = None,
     out: Any = None,
@@ -76,6 +78,8 @@ def lstsq(
         For SciPy's callers: the method has no use for the memory, both are left as they are.
     check_finite : bool
         Say where NaN or infinity was found. (They are never taken for numbers, asked or not.)
+    lapack_driver : {"gelsd", "gelsy", "gelss"}, optional
+        For SciPy's callers: whatever is named, the method is the one above.
     out : Matrix or ndarray (n, k), or path, optional
         Where the solution goes.
     resume, memory, gpu_memory, progress
@@ -95,7 +99,7 @@ def lstsq(
         With the estimated ``condition`` of A: in the 1-norm, of its triangular factor; ``1 / eps`` where all that is known is
         that it is no less; infinity if A is zero.
     ConfigError
-        If ``cond`` is no number from 0 to 1, or differs from ``rcond``.
+        If ``cond`` is no number from 0 to 1, or differs from ``rcond``; if ``lapack_driver`` is no name that SciPy knows.
     ShapeError, DtypeError
         If A has more columns than rows, or B another number of rows.
     NonFiniteError, OverlapError, MemoryLimitError, JournalError, StoreError
@@ -116,6 +120,8 @@ def lstsq(
     """
     check_options(progress, resume)
     cond = _threshold(cond, rcond)
+    if lapack_driver not in (None, *_DRIVERS):
+        raise ConfigError(f"lstsq: lapack_driver is {lapack_driver!r}; it must be None or one of {', '.join(_DRIVERS)}")
     matrix, right, vector = _operands(a, b)
     n, k = matrix.shape[1], right.shape[1]
     dtype = kernel_type("lstsq", matrix.dtype, right.dtype)

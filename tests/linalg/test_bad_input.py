@@ -56,7 +56,7 @@ def test_nan_and_infinity(tmp_path: Path, value: float, where: tuple[int, int]) 
         if not (value == -np.inf and row == col):  # that is a pivot that is not positive
             with pytest.raises(errors.NonFiniteError, match=f"at row {row}, column {col}"):
                 cholesky(matrix)
-        for call in (lambda a: cholesky(a, check_finite=False), lambda a: slogdet(a, "pos")):
+        for call in (lambda a: cholesky(a, check_finite=False), lambda a: slogdet(a, assume_a="pos")):
             with pytest.raises((errors.NotPositiveDefiniteError, errors.NonFiniteError)):
                 call(matrix)
     array = a.copy()
@@ -239,7 +239,7 @@ def test_small_things(tmp_path: Path) -> None:
     bad[1, 1] = np.nan
     for call, name in ((det, "det"), (logdet, "logdet"), (slogdet, "slogdet")):
         with pytest.raises(errors.NonFiniteError, match=rf"^{name}: "):
-            call(bad, "diagonal")
+            call(bad, assume_a="diagonal")
         with pytest.raises(errors.ShapeError, match=rf"^{name}: "):
             call(np.ones((2, 3)))
         with pytest.raises(errors.ConfigError, match=rf"^{name}: "):

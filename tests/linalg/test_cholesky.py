@@ -104,6 +104,23 @@ def test_in_place(tmp_path: Path, dtype: str, lower: bool) -> None:
     assert_factor(a, np.load(tmp_path / "a.npy"), lower)
 
 
+def test_overwrite_a_is_a_permission_and_overwrite_an_order(tmp_path: Path) -> None:
+    a = np.rint(spd(60, "float64", np.random.default_rng())) + 60 * np.eye(60)
+    fixed = a.copy()
+    fixed.flags.writeable = False
+    matrix = on_disk(a, tmp_path / "a.zarr")
+    for place in (a.astype("int64"), fixed, matrix.T, pycauset.from_function(lambda i, j: a[np.ix_(i, j)], a.shape, "float64")):
+        assert_factor(a, cholesky(place, overwrite_a=True), True)
+        assert np.array_equal(np.asarray(place), a)
+        with pytest.raises((errors.DtypeError, errors.StorePermissionError, errors.ShapeError)):
+            cholesky(place, overwrite=True)
+    elsewhere = np.empty_like(a)
+    assert cholesky(a, overwrite_a=True, out=elsewhere) is elsewhere
+    assert_factor(a, elsewhere, True)
+    assert cholesky(matrix, overwrite_a=True) is matrix
+    assert_factor(a, matrix, True)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_places_for_the_factor(tmp_path: Path, dtype: str) -> None:
     """Whatever was there before is overwritten, zeros beyond the triangle included."""

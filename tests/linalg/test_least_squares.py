@@ -84,6 +84,16 @@ def test_ill_conditioned_problems_are_solved_as_well_as_by_svd(tmp_path: Path, d
     assert np.array_equal(b, before[1])
 
 
+def test_scipys_drivers_are_names_for_the_one_method() -> None:
+    rng = np.random.default_rng()
+    a, b = rng.standard_normal((50, 7)), rng.standard_normal(50)
+    for driver in (None, "gelsd", "gelsy", "gelss"):
+        assert np.array_equal(lstsq(a, b, None, True, True, True, driver).x, lstsq(a, b).x)
+    for wrong in ("gels", "", 3, ["gelsd"]):
+        with pytest.raises(errors.ConfigError, match=r"lapack_driver is .*None or one of gelsd, gelsy, gelss"):
+            lstsq(a, b, lapack_driver=wrong)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_problems_without_full_rank_are_refused_with_their_condition_number(dtype: str) -> None:
     rng = np.random.default_rng()

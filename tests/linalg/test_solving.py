@@ -165,10 +165,10 @@ def test_determinants(tmp_path: Path, dtype: str) -> None:
     logarithm = np.linalg.slogdet(a.astype("complex128" if np.dtype(dtype).kind == "c" else "float64"))[1]
     eps = float(np.finfo(dtype).eps)
     for place in ("ram", "disk", "function"):
-        found = slogdet(lay(poisoned(a, True), place, tmp_path), "pos", memory="64MB")
+        found = slogdet(lay(poisoned(a, True), place, tmp_path), assume_a="pos", memory="64MB")
         assert found.sign == 1
         assert found.logabsdet == pytest.approx(logarithm, rel=1e3 * eps)
-        assert logdet(lay(poisoned(a, True), place, tmp_path), "pos") == pytest.approx(logarithm, rel=1e3 * eps)
+        assert logdet(lay(poisoned(a, True), place, tmp_path), assume_a="pos") == pytest.approx(logarithm, rel=1e3 * eps)
     assert found.logabsdet.dtype == np.empty(0, dtype).real.dtype
     assert found.sign.dtype == dtype
     t = triangular(9, dtype, False, rng)
@@ -181,19 +181,22 @@ def test_determinants(tmp_path: Path, dtype: str) -> None:
         assert det(matrix) == pytest.approx(np.linalg.det(t.astype("complex128")), rel=1e3 * eps)
         assert np.isnan(logdet(matrix))
     t[3, 3] = 0
-    assert slogdet(t, "upper triangular") == (0, -np.inf)
-    assert det(t, "upper triangular") == 0
-    assert logdet(t, "upper triangular") == -np.inf
-    assert slogdet(np.eye(500, dtype=dtype) * 1e20, "diagonal").logabsdet == pytest.approx(500 * np.log(1e20), rel=1e-6)
-    assert np.isinf(det(np.eye(500, dtype=dtype) * 1e20, "diagonal"))
+    assert slogdet(t, assume_a="upper triangular") == (0, -np.inf)
+    assert det(t, assume_a="upper triangular") == 0
+    assert logdet(t, assume_a="upper triangular") == -np.inf
+    assert slogdet(np.eye(500, dtype=dtype) * 1e20, assume_a="diagonal").logabsdet == pytest.approx(500 * np.log(1e20), rel=1e-6)
+    assert np.isinf(det(np.eye(500, dtype=dtype) * 1e20, assume_a="diagonal"))
     identity = pycauset.eye(5)
     assert slogdet(identity) == (1, 0)
     empty = np.zeros((0, 0), dtype)
-    assert (det(empty, "pos"), det(empty, "diagonal")) == (1, 1)
+    permitted = t.copy()  # SciPy's second positional argument
+    assert det(permitted, True, False, "upper triangular") == slogdet(permitted, True, True, "upper triangular").sign == 0
+    assert np.array_equal(permitted, t)
+    assert (det(empty, assume_a="pos"), det(empty, assume_a="diagonal")) == (1, 1)
     kept = a.copy()
-    assert logdet(kept, "pos", overwrite_a=False, check_finite=False) == pytest.approx(logarithm, rel=1e3 * eps)
+    assert logdet(kept, assume_a="pos", overwrite_a=False, check_finite=False) == pytest.approx(logarithm, rel=1e3 * eps)
     assert np.array_equal(kept, a)
-    assert logdet(kept, "pos", overwrite_a=True) == pytest.approx(logarithm, rel=1e3 * eps)
+    assert logdet(kept, assume_a="pos", overwrite_a=True) == pytest.approx(logarithm, rel=1e3 * eps)
     assert np.abs(np.tril(kept) @ np.tril(kept).conj().T - a).max() < 1e3 * eps * np.abs(a).max()
 
 
@@ -239,7 +242,7 @@ def test_operands_stay_as_they_were(tmp_path: Path) -> None:
     for place in (a, matrix):
         solve(place, b, assume_a="pos")
         inv(place, assume_a="pos")
-        slogdet(place, "pos")
+        slogdet(place, assume_a="pos")
         cholesky(place)
     assert np.array_equal(a, kept[0])
     assert np.array_equal(b, kept[1])
