@@ -53,7 +53,7 @@ bench gpu_matmul_disk 200 ${disk:+--folder "$disk"}
 bench gpu_cholesky_pinned 240
 bench gpu_eigsh_pinned 120
 bench gpu_eigsh_resident 60
-bench gpu_cholesky_disk 580 ${disk:+--folder "$disk"}
+FOLDER=$disk PYTHON=$python step stress_100gb 580 benchmarks/stress_100gb.sh --backend gpu --no-progress
 bench regret 420
 bench small_overhead 60
 bench async_vs_sync 180 ${disk:+--folder "$disk"}

@@ -68,16 +68,8 @@ def test_gpu_run_wants_a_folder() -> None:
 
 def test_stress_script(tmp_path: Path) -> None:
     """The script of the 100 GB run at a size that takes seconds: machine, limit, table, and nothing left."""
-    small = {"SIZE": "4MB", "MEMORY": "128MB", "RAM": "2GB", "FOLDER": str(tmp_path / "made"), "PYTHON": sys.executable}
-    done = subprocess.run(
-        ["bash", str(FOLDER / "stress_100gb.sh"), "--no-progress", "--backend", "cpu", "--seed", "3"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, **small},
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = stress(tmp_path, BAR="1e9", PYTHON=sys.executable)
+    assert done.returncode == stressed(done, 0), done.stdout + done.stderr
     for heading in ("date", "command", "CPU", "RAM", "limit of the process", "runs", "time", "peak memory", "check of tiles"):
         assert re.search(rf"^{heading} +\S", done.stdout, re.MULTILINE), heading
     assert re.search(
@@ -86,6 +78,54 @@ def test_stress_script(tmp_path: Path) -> None:
     assert "707 × 707" in done.stdout
     assert "seed 3" in done.stdout
     assert not list((tmp_path / "made").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("ratio", "status", "held", "expected", "said"),
+    [
+        ("1.50", 0, True, 0, "1.50   bar ≤ 1.5   PASS"),
+        ("1.51", 0, True, 1, "1.51   bar ≤ 1.5   FAIL"),
+        ("1.20", 1, False, 1, "PASS"),
+        ("", 0, False, 3, "not measured"),
+    ],
+)
+def test_stress_script_tells_what_it_was_worth(
+    tmp_path: Path, ratio: str, status: int, held: bool, expected: int, said: str
+) -> None:
+    """Of a run that is made up: a missed bar, and a process that nothing held to its limit, are exit statuses."""
+    line = f"planned disk bytes  39 s at that speed; the time is {ratio} times it" if ratio else "reused  3 of 4 tasks"
+    commands = {
+        "python": f'case "$*" in *stress*--op*) echo "{line}"; exit {status};; esac\nexec {sys.executable} "$@"',
+        "systemd-run": "exit 1",
+        "mkdir": 'case "$1" in /sys/*) exit 1;; esac\nexec /bin/mkdir "$@"',
+    }
+    for name, script in commands.items():
+        if name != "mkdir" or not held:
+            (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+            (tmp_path / name).chmod(0o755)
+    done = stress(tmp_path, PYTHON=str(tmp_path / "python"), PATH=f"{tmp_path}:{os.environ['PATH']}")
+    assert done.returncode == (stressed(done, expected) if held else expected), done.stdout + done.stderr
+    assert ("NOT UNDER A LIMIT" in done.stdout.splitlines()[-1]) or held
+    assert re.search(rf"^time over planned disk bytes +.*{re.escape(said)}", done.stdout, re.MULTILINE)
+
+
+def stress(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    small = {"SIZE": "4MB", "MEMORY": "128MB", "RAM": "2GB", "FOLDER": str(folder / "made"), **environment}
+    return subprocess.run(
+        ["bash", str(FOLDER / "stress_100gb.sh"), "--no-progress", "--backend", "cpu", "--seed", "3"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, **small},
+        check=False,
+    )
+
+
+def stressed(done: subprocess.CompletedProcess[str], status: int) -> int:
+    """The exit status that is due: 3 where all passed, but no limit held; the last line says so."""
+    limited = not re.search(r"^limit of the process +none", done.stdout, re.MULTILINE)
+    assert ("NOT UNDER A LIMIT" in done.stdout.splitlines()[-1]) is not limited
+    return status if limited or status else 3
 
 
 def options(tmp_path: Path, *, smoke: bool) -> argparse.Namespace:
