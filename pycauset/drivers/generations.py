@@ -57,6 +57,11 @@ class Generations:
             known = self._recorded[tile] = 0 if journal is None else journal.generation(tile.rect)
         return known
 
+    def tiles(self) -> tuple[int, int]:
+        """How many tiles the tasks submitted so far write under a journal, and how many an earlier run left on record."""
+        kept = [tile for tile in self._asked if self._ledgers[tile.operand] is None]
+        return len(kept), sum(1 for tile in kept if self._recorded.get(tile))
+
     def planned(self, task: TileTask) -> None:
         """A task is going to run: what it writes is of the next generation."""
         for tile in task.writes:

@@ -288,6 +288,7 @@ class AsyncStreamer:
             self._overflows,
             lanes,
             self._reused,
+            *self._generations.tiles(),
         )
 
     def export_timeline(self, path: str | os.PathLike[str]) -> None:

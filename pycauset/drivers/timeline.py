@@ -18,7 +18,8 @@ class StreamStatistics(NamedTuple):
     ``lanes`` has an entry for each stage (``read``, ``upload``, ``compute``, ``download``, ``write``) with its jobs, bytes,
     busy seconds and stalled seconds (kept waiting by another stage). ``overflows`` counts the times that ``submit`` had to
     wait because the queue was full: a full queue means that the caller is faster than the machine, which is how it should be.
-    ``reused`` counts the tasks that did not run, because a journal had their results from an earlier run.
+    ``reused`` counts the tasks that did not run, because a journal had their results from an earlier run. ``tiles`` have
+    been written, or found, under a journal; ``tiles_reused`` of them it had on record from an earlier run.
     """
 
     tasks: int
@@ -32,6 +33,8 @@ class StreamStatistics(NamedTuple):
     overflows: int
     lanes: dict[str, LaneStatistics]
     reused: int = 0
+    tiles: int = 0
+    tiles_reused: int = 0
 
     @property
     def bytes_read(self) -> int:

@@ -6,7 +6,6 @@ A journal keeps it, so that work goes on only where it would come out the same.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import os
 from typing import Any
 
@@ -18,26 +17,21 @@ __all__ = ["cpu_arithmetic", "gpu_arithmetic"]
 def cpu_arithmetic() -> dict[str, Any]:
     """Cores, vector instructions, settings of threads, and each BLAS with its version, kernels and threads as they are now.
 
-    The libraries are asked by threadpoolctl. Where that is not installed ``blas`` is missing; then cores and settings, which
-    the threads follow from, have to do.
-
     Examples
     --------
-    >>> [name for name in cpu_arithmetic() if name != "blas"]
-    ['cpu', 'cores', 'settings', 'instructions']
+    >>> list(cpu_arithmetic())
+    ['cpu', 'cores', 'settings', 'instructions', 'blas']
     """
     machine = fingerprint()
-    found: dict[str, Any] = {
+    importlib.import_module("scipy.linalg.cython_blas")  # kernels use it, and only what is loaded can be asked
+    entries = importlib.import_module("threadpoolctl").threadpool_info()
+    return {
         "cpu": machine["cpu"],
         "cores": machine["cores"],
         "settings": machine["threads"],
         "instructions": machine["isa"],
+        "blas": {_name(entry): _description(entry) for entry in entries if entry.get("user_api") == "blas"},
     }
-    if importlib.util.find_spec("threadpoolctl") is not None:
-        importlib.import_module("scipy.linalg.cython_blas")  # kernels use it, and only what is loaded can be asked
-        entries = importlib.import_module("threadpoolctl").threadpool_info()
-        found["blas"] = {_name(entry): _description(entry) for entry in entries if entry.get("user_api") == "blas"}
-    return found
 
 
 def gpu_arithmetic() -> dict[str, str]:

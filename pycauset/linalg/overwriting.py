@@ -12,10 +12,23 @@ from pycauset.matrix import Matrix
 from pycauset.storage import TileStore, ZarrStore, aligned_empty
 from pycauset.tiling import Rect, pieces
 
-__all__ = ["RESTORED", "after_lapack", "changed", "interrupted_restore", "restore", "restore_by_journal", "source_of", "told"]
+__all__ = [
+    "RESTORED",
+    "RESTORING",
+    "after_lapack",
+    "changed",
+    "interrupted_restore",
+    "restore",
+    "restore_by_journal",
+    "source_of",
+    "told",
+]
 
 RESTORED: Final = 1 << 40
 """The generation of tiles in a journal that hold the matrix again. No operation has so many tasks."""
+
+RESTORING: Final = {"restoring": "all"}
+"""The plan of a journal by which all of a mixture is replaced before the work starts over."""
 
 _SAYS: Final = {
     "factor": "hold the factor",
@@ -110,14 +123,21 @@ def restore(source: TileStore, store: TileStore, rects: Iterable[Rect], memory: 
 
 
 def restore_by_journal(source: TileStore, journal: Any, store: ZarrStore, memory: int | None) -> None:
-    """The same for all tiles that a journal has on record, through it: a kill meanwhile leaves tiles of known content."""
+    """The same for all tiles that a journal has on record, or by the plan `RESTORING` for all chunks, through the journal.
+
+    A kill meanwhile leaves tiles of known content.
+    """
+    tiles = journal.generations()
+    if journal.plan == RESTORING:
+        chunks = store.stored_chunks(Rect(0, store.shape[0], 0, store.shape[1]))
+        tiles = {tile: tiles.get(tile, 0) for tile in (store.chunk_rect(i, j) for (i, j), _ in chunks)}
     size = store.chunks[0] * store.chunks[1]
     with (
         governor().scope(host=memory, owner="cholesky: restoring") as scope,
         scope.require("host", size * store.dtype.itemsize),
     ):
         buffer = aligned_empty(size, store.dtype)
-        for tile, generation in journal.generations().items():
+        for tile, generation in tiles.items():
             if generation >= RESTORED:
                 continue
             for (i, j), _ in list(store.stored_chunks(tile)):
@@ -136,11 +156,13 @@ def interrupted_restore(journal: Any, source: TileStore | None) -> bool:
     ConfigError
         If there is nothing to go on from.
     """
-    if not any(generation >= RESTORED for generation in journal.generations().values()):
+    again = journal.plan == RESTORING
+    if not again and not any(generation >= RESTORED for generation in journal.generations().values()):
         return False
     if source is None:
+        why = "was to start over" if again else "turned out not to be positive definite"
         raise ConfigError(
-            f"cholesky: {journal.target} turned out not to be positive definite and was being restored when the process ended; "
-            "give restore= again to have that finished"
+            f"cholesky: {journal.target} {why} and was being restored when the process ended; give restore= again to have that "
+            "finished"
         )
     return True

@@ -10,13 +10,14 @@ from typing import Any, Self
 import numpy as np
 from numpy.linalg import LinAlgError
 
-from pycauset.errors import DtypeError, NonFiniteError, OverlapError, ShapeError, StorePermissionError
+from pycauset.errors import DtypeError, JournalError, NonFiniteError, OverlapError, ShapeError, StorePermissionError
 from pycauset.evaluate import new_result
 from pycauset.linalg.operands import in_memory
 from pycauset.matrix import Matrix, asmatrix
 from pycauset.properties import Properties
 from pycauset.storage import TileStore, ZarrStore, create_store, open_store
-from pycauset.storage.output import journal_path
+from pycauset.storage.journalfile import RESTART
+from pycauset.storage.output import journal_path, remove_stages, stages_folder, stages_request
 
 __all__ = ["MATHEMATICS", "Result", "check_options", "request_of"]
 
@@ -88,9 +89,12 @@ class Result:
         Of a new store on disk.
     request : callable, optional
         Gives the request of a journal (`request_of`). A Zarr folder named by path then gets one, and a matrix of the caller's
-        that is one: tiles are replaced as the journal records them.
+        that is one, of the result's own type: tiles are replaced as the journal records them. In a narrower type a run that is
+        taken up would go on with rounded tiles.
     resume : bool or "restart"
         As `open_journal` takes it.
+    steps : bool
+        The operation has several steps, and looks after the folder of stages itself.
 
     Attributes
     ----------
@@ -98,6 +102,8 @@ class Result:
     journal : Journal or None
     finished : bool
         An interrupted run had finished after all; there is nothing to do but `opened`.
+    consumes : bool
+        With a journal: the output takes the place of an operand.
     nbytes : int
         Bytes of a new result in RAM.
     """
@@ -115,9 +121,11 @@ class Result:
         chunks: tuple[int, int] | None = None,
         request: Callable[[], dict[str, Any]] | None = None,
         resume: Any = True,
+        steps: bool = False,
     ) -> None:
         self.journal: Any = None
-        self.finished, self.nbytes = False, 0
+        self.finished, self.consumes, self.nbytes = False, False, 0
+        self._steps = steps
         self._out, self._path, self._shape, self._dtype = out, None, shape, dtype
         self._structure, self._limit, self._chunks = structure, limit, chunks
         self._begun = self._done = False
@@ -140,7 +148,7 @@ class Result:
         else:
             self.store = _given(name, out, shape, dtype, structure, reads)
             # Tiles along a diagonal are square, and a journal takes whole chunks.
-            fits = structure == "full" or self.store.chunks[0] == self.store.chunks[1]
+            fits = self.store.dtype == dtype and (structure == "full" or self.store.chunks[0] == self.store.chunks[1])
             if request is not None and isinstance(self.store, ZarrStore) and fits and _is_whole(self.store):
                 self._begun = True
                 self._begin_overwriting(self.store, request(), resume)
@@ -149,8 +157,11 @@ class Result:
         from pycauset.storage.journal import open_journal
 
         assert store.path is not None
-        self.journal = open_journal(store.path, request, resume=resume)
+        real = os.path.realpath(store.path)
+        self.consumes = any(identity.get("path") == real for identity in request["operands"].values())
+        self.journal = open_journal(store.path, request, resume=resume, replaceable=not self.consumes)
         try:
+            self._look_for_stages(resume)
             self.finished = self.journal.finished
             if not self.finished:
                 self.journal.in_place(store)
@@ -166,6 +177,7 @@ class Result:
         assert self._path is not None
         self.journal = open_journal(self._path, request, resume=resume)
         try:
+            self._look_for_stages(resume)
             self.finished = self.journal.finished
             if self.finished:
                 self.store = open_store(self._path)
@@ -176,6 +188,19 @@ class Result:
         except BaseException:
             self.journal.suspend()
             raise
+
+    def _look_for_stages(self, resume: Any) -> None:
+        """Refuse, or remove when told to start over, what an interrupted operation of several steps left for this output."""
+        target = self.journal.target
+        if self._steps or not stages_request(target).is_file():
+            return
+        if resume == "restart" or self.journal.finished:
+            remove_stages(target)
+            return
+        raise JournalError(
+            f"{stages_folder(target)} is of other work on {target}, which was interrupted; make that call again to go on, or "
+            f"{RESTART}"
+        )
 
     def begin(self, held: int = 0) -> None:
         """Make a result that has no place yet, or open the given one for writing; ``held`` bytes of the limit are taken."""

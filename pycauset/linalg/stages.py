@@ -25,7 +25,15 @@ from pycauset.matrix import Matrix
 from pycauset.storage import open_store
 from pycauset.storage.identity import differences, plain, versions
 from pycauset.storage.journalfile import RESTART
-from pycauset.storage.output import fsync_folder, journal_path, write_durably
+from pycauset.storage.output import (
+    fsync_folder,
+    journal_path,
+    remove_stages,
+    stages_done,
+    stages_folder,
+    stages_request,
+    write_durably,
+)
 from pycauset.tiling import Rect
 from pycauset.units import format_bytes
 
@@ -33,9 +41,6 @@ if TYPE_CHECKING:
     from pycauset.solver.circumstances import Tally
 
 __all__ = ["Stages", "limited"]
-
-_REQUEST: Final = "request.json"
-_DONE: Final = "done.json"
 
 #: What elementwise passes need whatever the limit: their kernels' own bands take a megabyte.
 _LEAST: Final = 4 << 20
@@ -51,8 +56,8 @@ class Stages:
 
     Where the result has a journal, each stage lies in the folder ``NAME.stages`` beside it, with a journal of its own while it
     is computed, and the same call takes up what is there. ``request.json`` in the folder says what was asked, from which limits,
-    free memory and hardware profile every step is planned, and how many tasks the finished ones had. Once all of the result is
-    safe it is called ``done.json``, and the folder goes before the result gets its name.
+    free memory and hardware profile every step is planned, and how many tasks and tiles the finished ones had. Once all of the
+    result is safe its journal says so, the file is called ``done.json``, and the folder goes before the result gets its name.
 
     Elsewhere stages lie in RAM or scratch. What they take of RAM is off the limit of the steps that follow.
 
@@ -97,11 +102,11 @@ class Stages:
         asked = functools.cache(request)
         kept = _recorded_chunks(name, out) if staged and resume is True else None
         form = {**form, "chunks": kept or form.get("chunks")}
-        self.result = Result(name, shape, dtype, out, limit=self._limit, request=asked, resume=resume, **form)
+        self.result = Result(name, shape, dtype, out, limit=self._limit, request=asked, resume=resume, steps=staged, **form)
         if not staged or self.result.journal is None:
             return
-        place = self.result.journal.target
-        self._folder = _folder_of(place)
+        self._target = self.result.journal.target
+        self._folder = stages_folder(self._target)
         try:
             self._take_up(plain({**asked(), "versions": versions()}), resume)
         except BaseException:
@@ -112,9 +117,15 @@ class Stages:
     def _take_up(self, asked: dict[str, Any], resume: Any) -> None:
         """Find out what an earlier run has left."""
         assert self._folder is not None
-        request, done = self._folder / _REQUEST, self._folder / _DONE
-        self.complete = self.result.journal.resumed and not request.exists()
-        if self.complete:
+        request, done = stages_request(self._target), stages_done(self._target)
+        journal = self.result.journal
+        if journal.resumed and not request.exists():
+            if not journal.complete:
+                raise JournalError(
+                    f"the journal {journal.path} is of an unfinished {self._name}, and {request} is gone, with the matrices that "
+                    f"it needs on the way; put the folder {self._folder.name} back, or {journal.remedy}"
+                )
+            self.complete = True
             return
         if self.result.finished or done.exists() or resume == "restart":
             self._remove()
@@ -134,9 +145,9 @@ class Stages:
             self._follow(request)
             return
         self._folder.mkdir(exist_ok=True)
-        if any(not entry.name.startswith(_REQUEST) for entry in self._folder.iterdir()):
+        if any(not entry.name.startswith(request.name) for entry in self._folder.iterdir()):
             raise StoreExistsError(f"{self._folder} is in the way of what {self._name} keeps there; remove it")
-        self._record = {"request": asked, **self._circumstances(), "chunks": self.result.store.chunks, "tasks": {}}
+        self._record = {"request": asked, **self._circumstances(), "chunks": self.result.store.chunks, "tasks": {}, "tiles": {}}
         self._write_record()
         fsync_folder(os.fspath(self._folder))
         self._follow(request)
@@ -175,7 +186,7 @@ class Stages:
 
     def _write_record(self) -> None:
         assert self._folder is not None
-        write_durably(os.fspath(self._folder / _REQUEST), json.dumps(self._record))
+        write_durably(os.fspath(stages_request(self._target)), json.dumps(self._record))
 
     @property
     def lasting(self) -> bool:
@@ -195,21 +206,32 @@ class Stages:
     def _held(self) -> int:
         return sum(map(_bytes_in_ram, self._made.values()))
 
-    def make(self, stage: str, compute: Callable[[Path | None], Matrix], *, own: bool = True) -> Matrix:
+    def make(
+        self, stage: str, compute: Callable[[Path | None], Matrix], *, own: bool = True, from_result: bool = False
+    ) -> Matrix:
         """A matrix on the way: the one that is there already, or what ``compute`` puts at the path that it is given.
 
-        ``own=False`` tells that it takes no memory of its own.
+        ``own=False`` tells that it takes no memory of its own, ``from_result`` that it is computed from what the result replaces.
+
+        Raises
+        ------
+        JournalError
+            If it is gone and cannot be computed again.
         """
         place = None if self._folder is None else self._folder / f"{stage}.zarr"
         if place is None:
             made = compute(place)
         elif place.is_dir() and not journal_path(place).exists():
             made = Matrix(open_store(place))
-            self._tally.spared(self._record["tasks"].get(stage, 0))
+            self._tally.spared(self._record["tasks"].get(stage, 0), self._record["tiles"].get(stage, 0))
         else:
-            before = self._tally.tasks
+            journal = self.result.journal
+            if from_result and self.result.consumes and journal.generations():
+                raise JournalError(f"{place} is gone, which {self._name} needs to go on; put it back, or {journal.remedy}")
+            tasks, tiles = self._tally.tasks, self._tally.tiles
             made = compute(place)
-            self._record["tasks"][stage] = self._tally.tasks - before
+            self._record["tasks"][stage] = self._tally.tasks - tasks
+            self._record["tiles"][stage] = self._tally.tiles - tiles
             self._write_record()
         if own:
             self._made[stage] = made
@@ -246,9 +268,9 @@ class Stages:
     def finish(self, flags: int = 0, *, vector: bool = False) -> Any:
         """As `Result.finish`, and nothing is left of the way."""
         if self._folder is not None:
-            self.result.journal.flush()
-            if (self._folder / _REQUEST).exists():
-                os.replace(self._folder / _REQUEST, self._folder / _DONE)
+            self.result.journal.mark_complete()
+            if stages_request(self._target).exists():
+                os.replace(stages_request(self._target), stages_done(self._target))
                 fsync_folder(os.fspath(self._folder))
             self._remove()
         try:
@@ -259,17 +281,7 @@ class Stages:
             raise JournalError(f"{self._folder} is gone, and {self._name} is not finished: {error}; {RESTART}") from error
 
     def _remove(self) -> None:
-        """Remove the folder; the file that tells whose it is goes last."""
-        assert self._folder is not None
-        marks = [self._folder / name for name in (_REQUEST, _DONE)]
-        with contextlib.suppress(OSError):
-            if any(mark.exists() for mark in marks):
-                for entry in self._folder.iterdir():
-                    if entry not in marks:
-                        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-                for mark in marks:
-                    mark.unlink(missing_ok=True)
-            self._folder.rmdir()  # an empty one is what a kill left of it; one with somebody else's files stays
+        remove_stages(self._target)
 
     def __enter__(self) -> Self:
         from pycauset.solver.circumstances import tally
@@ -288,15 +300,11 @@ class Stages:
             error.add_note(f"{self._name} holds {format_bytes(held)} of RAM beside this step, which count under its limit too")
 
 
-def _folder_of(target: Path) -> Path:
-    return target.with_name(f"{target.name}.stages")
-
-
 def _recorded_chunks(name: str, out: Any) -> tuple[int, int] | None:
     """The chunks of the result that an interrupted run was making: the sizes of tiles follow from them."""
     if not isinstance(out, (str, os.PathLike)):
         return None
-    request = _folder_of(Path(out).expanduser().absolute()) / _REQUEST
+    request = stages_request(Path(out).expanduser().absolute())
     with contextlib.suppress(OSError, JournalError, KeyError, TypeError, ValueError):
         found = _read(request)
         if found["request"].get("operation") == name:
@@ -315,7 +323,7 @@ def _read(request: Path) -> dict[str, Any]:
     """
     try:
         found = json.loads(request.read_text(encoding="utf-8"))
-        for name in ("request", "limits", "circumstances", "profile", "tasks"):
+        for name in ("request", "limits", "circumstances", "profile", "tasks", "tiles"):
             if not isinstance(found[name], dict):
                 raise TypeError(f"{name} is {found[name]!r}")
     except (ValueError, KeyError, TypeError) as error:

@@ -103,7 +103,7 @@ class System:
             refuse_non_finite(self.name, self.right.store, what="b", memory=limit)
         origin, steps = source, triangles
         if stages.lasting and self.beside:
-            stages.put(stages.make("solution", lambda place: self._solution(triangles, place, stages)))
+            stages.put(stages.make("solution", lambda place: self._solution(triangles, place, stages), from_result=True))
             steps = []
         elif stages.lasting and len(triangles) == 2:  # a journal knows one substitution
             origin, steps = self._first(first, stages), triangles[1:]
@@ -119,7 +119,8 @@ class System:
     def _first(self, triangle: Triangle, stages: Stages) -> TileStore:
         """The solution with the first of two triangles."""
         source, step = stored(self.right), f"the first half of {self.name}"
-        return stages.make("half", lambda place: self._step(step, triangle, source, self.right.op, place, stages)).store
+        compute = functools.partial(self._step, step, triangle, source, self.right.op, stages=stages)
+        return stages.make("half", compute, from_result=True).store
 
     def _solution(self, triangles: list[Triangle], place: Any, stages: Stages) -> Matrix:
         """The solution, beside a place that cannot take it tile by tile."""

@@ -93,25 +93,31 @@ def _gpu_bytes() -> int:
 
 @dataclass(slots=True)
 class Tally:
-    """Tasks of all steps of one operation, and how many of them earlier runs had done."""
+    """Tasks, and tiles with a journal, of all steps of one operation, and how many of them earlier runs had done."""
 
     tasks: int = 0
     reused: int = 0
+    tiles: int = 0
+    tiles_reused: int = 0
     last: StreamStatistics | None = None
 
-    def spared(self, tasks: int) -> None:
+    def spared(self, tasks: int, tiles: int) -> None:
         """A step need not be done at all."""
         self.tasks += tasks
         self.reused += tasks
+        self.tiles += tiles
+        self.tiles_reused += tiles
 
     def add(self, statistics: StreamStatistics | None) -> StreamStatistics | None:
         """Count a step; its statistics with what all steps so far have reused (the last ones for a step without any)."""
         if statistics is not None:
             self.tasks += statistics.tasks
             self.reused += statistics.reused
+            self.tiles += statistics.tiles
+            self.tiles_reused += statistics.tiles_reused
             self.last = statistics
         if self.last is not None:
-            self.last = self.last._replace(reused=self.reused)
+            self.last = self.last._replace(reused=self.reused, tiles=self.tiles, tiles_reused=self.tiles_reused)
         return self.last
 
 

@@ -218,7 +218,8 @@ def record_statistics(statistics: StreamStatistics | None) -> None:
 def last_statistics() -> StreamStatistics | None:
     """Statistics of this process's last operation, None if it did not stream: for benchmarks and curiosity.
 
-    Of an operation of several steps those of the last one that streamed, but ``reused`` counts over all steps.
+    Of an operation of several steps those of the last one that streamed, but ``reused``, ``tiles`` and ``tiles_reused`` count
+    over all steps.
     """
     return _statistics
 

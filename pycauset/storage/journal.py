@@ -27,8 +27,18 @@ from pycauset.storage.commit import GroupCommit
 from pycauset.storage.identity import differences, operand_identity, plain, versions
 from pycauset.storage.journalfile import JournalFile, read_journal, remedy
 from pycauset.storage.native import ZarrStore
-from pycauset.storage.output import journal_path, resumable_folder, sweep
-from pycauset.storage.recovery import Resume, clean_up, last_records, look, mark, recover, refuse_mixture, remove_orphans
+from pycauset.storage.output import UNFINISHED, journal_path, resumable_folder, sweep
+from pycauset.storage.recovery import (
+    Resume,
+    clean_up,
+    last_records,
+    look,
+    mark,
+    overwritten,
+    recover,
+    refuse_mixture,
+    remove_orphans,
+)
 from pycauset.tiling import Rect
 
 __all__ = ["Journal", "JournalStatistics", "Resume", "check_resume", "open_journal", "operand_identity", "read_journal"]
@@ -53,7 +63,9 @@ class JournalStatistics:
     seconds_recovery: float
 
 
-def open_journal(path: str | os.PathLike[str], request: Mapping[str, Any], *, resume: Resume = True) -> Journal:
+def open_journal(
+    path: str | os.PathLike[str], request: Mapping[str, Any], *, resume: Resume = True, replaceable: bool = False
+) -> Journal:
     """The journal of work on ``path``: a new one, or the one that an interrupted run of the same work left.
 
     Parameters
@@ -66,6 +78,9 @@ def open_journal(path: str | os.PathLike[str], request: Mapping[str, Any], *, re
     resume : bool or "restart"
         True goes on where an interrupted run stopped, if there was one; False refuses if there was one; ``"restart"`` removes
         what it left and starts over.
+    replaceable : bool
+        Nothing of a matrix at ``path`` is needed: it is no operand, or the caller can make it again. ``"restart"`` then takes it
+        even if tiles of it have been overwritten. It stays unfinished until the new work ends.
 
     Returns
     -------
@@ -104,17 +119,18 @@ def open_journal(path: str | os.PathLike[str], request: Mapping[str, Any], *, re
     asked = plain({**request, "versions": {**versions(), **request.get("versions", {})}})
     name = journal_path(target)
     try:
-        file = JournalFile(name)
+        file = JournalFile(name, mixture=False if replaceable else None)
     except JournalBusyError:
         raise
     except JournalError:
         if resume != "restart":
             raise
-        refuse_mixture(target, name)
+        if not replaceable:
+            refuse_mixture(target, name)
         file = JournalFile(name, discard=True)
     try:
         while True:
-            finished, resumed = look(file, target, asked, resume)
+            finished, resumed = look(file, target, asked, resume, replaceable=replaceable)
             if not finished or resumed:
                 break
             file.remove()  # finished long ago, and not what is asked for now
@@ -125,7 +141,8 @@ def open_journal(path: str | os.PathLike[str], request: Mapping[str, Any], *, re
             file.remove()
         elif not file.header:
             shutil.rmtree(resumable_folder(target), ignore_errors=True)
-        return Journal(file, target, asked, finished=finished, resumed=resumed)
+        restarted = replaceable and not (finished or resumed) and (resume == "restart" or not file.made)
+        return Journal(file, target, asked, finished=finished, resumed=resumed, replaceable=replaceable, restarted=restarted)
     except BaseException:
         if file.made and not file.header:
             file.remove()
@@ -167,13 +184,25 @@ class Journal:
         An interrupted run is taken up: go by its :attr:`plan`.
     finished : bool
         The interrupted run had finished after all: the result is under its name, the journal is gone, and there is nothing to do.
+    complete : bool
+        All tiles are on record as safe, and nothing else is needed any more to :meth:`finish`.
     plan : dict or None
         The plan on record, as JSON gives it back.
     header : dict
         The first record: ``request``, ``plan``, ``output``, ``in_place`` and what else :meth:`begin` was given.
     """
 
-    def __init__(self, file: JournalFile, target: Path, request: dict[str, Any], *, finished: bool, resumed: bool) -> None:
+    def __init__(
+        self,
+        file: JournalFile,
+        target: Path,
+        request: dict[str, Any],
+        *,
+        finished: bool,
+        resumed: bool,
+        replaceable: bool,
+        restarted: bool,
+    ) -> None:
         self.path, self.target = file.path, target
         self.resumed, self.finished = resumed and not finished, finished
         self.header = file.header
@@ -181,7 +210,9 @@ class Journal:
         self._file, self._request = file, request
         self._records = last_records(file.records)
         self._group: GroupCommit | None = None
-        self._begun = False
+        self._replaceable, self._restarted = replaceable, restarted
+        self.complete = any("complete" in record for record in file.records)
+        self._begun = self._in_place = self._mixture = False
         self._reused, self._seconds_recovery = 0, 0.0
 
     # --- the output --------------------------------------------------------------------------------------------------
@@ -256,11 +287,17 @@ class Journal:
         """
         if not isinstance(store, ZarrStore) or os.path.realpath(self.target) != store.identity[1]:
             raise ConfigError(f"the journal {self.path} is of {self.target}, a Zarr folder; {store} cannot have it")
-        if store.unfinished and not self.resumed:
+        mixture = store.unfinished and not self.resumed
+        if mixture and not (self._restarted and (self.target / UNFINISHED).is_file()):
             raise JournalError(f"{store} is unfinished and has no journal that tells what is in it; make it again")
-        self._group = GroupCommit(store, self._file)
+        self._group, self._in_place = GroupCommit(store, self._file), True
         if self.resumed:
             self._take_up(in_place=True)
+        elif mixture:
+            remove_orphans(store.chunk_path(""), None)
+            store.resume(())
+            store.changing()
+            self._mixture = True
         return store
 
     def _take_up(self, *, in_place: bool) -> None:
@@ -273,7 +310,11 @@ class Journal:
         if not self.store.unfinished:
             self.store.begin_write()  # killed just before it did so itself
         started: int = self.header["started_ns"]
-        safe = recover(self.store, self._records, in_place=in_place, started_ns=started)
+        mixture = not self._replaceable
+        safe = recover(self.store, self._records, in_place=in_place, started_ns=started, mixture=mixture)
+        if overwritten(self.header, safe):
+            self.store.changing()
+            self._mixture = True
         self._commits.take_up(safe)
         self._reused = len(safe)
         self.store.journalled = self._begun = True
@@ -292,8 +333,10 @@ class Journal:
         """
         if self._begun:
             return
-        in_place = not self.store.unfinished
+        in_place = self._in_place
         header = {"request": self._request, "in_place": in_place, "output": _describe(self.store), "plan": plan, **facts}
+        if self._mixture:
+            header["mixture"] = True
         self._file.begin(plain(header, "the plan"))
         self.header, self.plan = self._file.header, self._file.header["plan"]
         self._file.session()
@@ -304,7 +347,7 @@ class Journal:
     @property
     def remedy(self) -> str:
         """What to do where this journal cannot be followed."""
-        return remedy(self.path, mixture=self.header.get("in_place", False) and bool(self._records))
+        return remedy(self.path, mixture=overwritten(self.header, self._records) and not self._replaceable)
 
     def unusable(self, what: str) -> JournalError:
         """The error of an operation that cannot follow its header."""
@@ -343,6 +386,29 @@ class Journal:
 
     # --- the end -----------------------------------------------------------------------------------------------------
 
+    def mark_complete(self) -> None:
+        """Put on record that every tile is safe: what the operation needed on the way may go.
+
+        Raises
+        ------
+        StoreError
+            If tiles are missing, or the disk refuses.
+        """
+        if not self._begun or self.complete:
+            return
+        self.flush()
+        self._commits.close()
+        store = self.store
+        safe = {key for rect in self._commits.safe for _, key in store.stored_chunks(rect)}
+        missing = [key for _, key in store.stored_chunks(Rect(0, store.shape[0], 0, store.shape[1])) if key not in safe]
+        if missing:
+            raise StoreError(
+                f"{store} cannot be finished: {len(missing)} of its chunks are not on record in the journal {self.path}, the "
+                f"first is {missing[0]}; {self.remedy}"
+            )
+        self._file.append([{"complete": True}])
+        self.complete = True
+
     def finish(self, **attributes: Any) -> None:
         """Give the output its name, with ``attributes`` in its metadata, and remove the journal.
 
@@ -364,12 +430,18 @@ class Journal:
         if group is not None and not group.failed:
             with contextlib.suppress(StoreError):
                 self.flush()
-        if not self._records and (group is None or not group.recorded):
+        if not self._records and (group is None or not group.recorded) and not self._is_mixture():
             self.discard()
             return
         if group is not None:
             group.store.suspend()
         self._file.close()
+
+    def _is_mixture(self) -> bool:
+        """Whether the matrix was overwritten in part before, and is to be replaced: without a journal nobody could open it."""
+        if self._mixture or overwritten(self.header, self._records):
+            return True
+        return self._restarted and self._group is None and (self.target / UNFINISHED).is_file()
 
     def discard(self) -> None:
         """Give the work up: remove a new output, and the journal.
@@ -378,7 +450,7 @@ class Journal:
         """
         if self._group is not None:
             store = self._group.store
-            if self.header.get("in_place", not store.unfinished):
+            if self._in_place:
                 remove_orphans(store.chunk_path(""), None)
             store.discard()
         self._file.remove()

@@ -14,13 +14,14 @@ import os
 import re
 import socket
 import time
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
-from pycauset.errors import JournalBusyError, JournalError, StoreError, StoreNotFoundError
+from pycauset.errors import JournalBusyError, JournalError, PycausetWarning, StoreError, StoreNotFoundError
 from pycauset.storage.base import store_error
 from pycauset.storage.direct import crc32c
 from pycauset.storage.output import UNFINISHED, fsync_folder, journal_path
@@ -37,6 +38,8 @@ Record = dict[str, Any]
 
 _HEADER: Final = {"request": dict, "in_place": bool, "output": dict, "plan": dict, "started_ns": int}
 _CHECKSUM: Final = re.compile("[0-9a-f]{8}")
+
+_without_locks: set[int] = set()
 
 
 def remedy(path: Path, *, mixture: bool | None = None) -> str:
@@ -94,8 +97,10 @@ def parse_line(line: bytes) -> Record | None:
     return record if isinstance(record, dict) else None
 
 
-def parse(data: bytes, path: Path) -> tuple[Record, list[Record], int]:
+def parse(data: bytes, path: Path, *, mixture: bool | None = None) -> tuple[Record, list[Record], int]:
     """Header, records and the length of what is whole; an empty header if not even that was written to its end.
+
+    ``mixture`` as `remedy` takes it.
 
     Raises
     ------
@@ -109,10 +114,10 @@ def parse(data: bytes, path: Path) -> tuple[Record, list[Record], int]:
         if record is None:
             raise JournalError(
                 f"line {number} of the journal {path} is damaged: its checksum does not fit its text, so what it says cannot be "
-                f"trusted; restore the file, or {remedy(path)}"
+                f"trusted; restore the file, or {remedy(path, mixture=mixture)}"
             )
         if number > 1 and (wrong := _wrong(record)):
-            raise unusable(path, f"line {number} has {wrong}")
+            raise unusable(path, f"line {number} has {wrong}", mixture=mixture)
         records.append(record)
     if not records:
         return {}, [], 0
@@ -121,13 +126,13 @@ def parse(data: bytes, path: Path) -> tuple[Record, list[Record], int]:
     if found != FORMAT:
         raise JournalError(
             f"the journal {path} has format {found!r}, this version of pycauset writes format {FORMAT}; finish the work with the "
-            f"version that began it, or {remedy(path)}"
+            f"version that began it, or {remedy(path, mixture=mixture)}"
         )
     for name, kind in _HEADER.items():
         if type(header.get(name)) is not kind:
-            raise unusable(path, f"its header has {name} = {_short(header.get(name))}")
+            raise unusable(path, f"its header has {name} = {_short(header.get(name))}", mixture=mixture)
     if type(header["request"].get("operands", {})) is not dict:
-        raise unusable(path, f"its header has request.operands = {_short(header['request']['operands'])}")
+        raise unusable(path, f"its header has request.operands = {_short(header['request']['operands'])}", mixture=mixture)
     return header, records, len(data) - len(rest)
 
 
@@ -142,7 +147,7 @@ def _wrong(record: Record) -> str:
             return f"generation = {_short(generation)}"
         if type(chunks) is not dict or not all(type(crc) is str and _CHECKSUM.fullmatch(crc) for crc in chunks.values()):
             return f"chunks = {_short(chunks)}"
-    for name, kind in (("session", dict), ("finished", str)):
+    for name, kind in (("session", dict), ("complete", bool), ("finished", str)):
         if name in record and type(record[name]) is not kind:
             return f"{name} = {_short(record[name])}"
     return ""
@@ -165,7 +170,8 @@ def read_journal(path: str | os.PathLike[str]) -> tuple[Record, list[Record]]:
     -------
     header : dict
     records : list of dict
-        ``{"tile", "generation", "chunks"}`` for a tile, ``{"session"}`` for a process that took up the work, ``{"finished"}``.
+        ``{"tile", "generation", "chunks"}`` for a tile, ``{"session"}`` for a process that took up the work,
+        ``{"complete"}`` when nothing is missing but the end, ``{"finished"}``.
 
     Raises
     ------
@@ -203,6 +209,8 @@ class JournalFile:
         Those that were there when the file was opened.
     made : bool
         There was no such file.
+    empty : bool
+        There was nothing in it.
 
     Raises
     ------
@@ -212,14 +220,15 @@ class JournalFile:
         If the file is damaged.
     """
 
-    def __init__(self, path: Path, *, discard: bool = False) -> None:
+    def __init__(self, path: Path, *, discard: bool = False, mixture: bool | None = None) -> None:
         self.path = path
         self.header: Record = {}
         self.records: list[Record] = []
         self.fd, self.made = _open_locked(path)
         try:
             data = b"" if discard else _read_all(self.fd)
-            self.header, self.records, self._length = parse(data, path)
+            self.empty = not data
+            self.header, self.records, self._length = parse(data, path, mixture=mixture)
             os.ftruncate(self.fd, self._length)
         except BaseException:
             self.close()
@@ -336,7 +345,21 @@ def _lock(fd: int, path: Path) -> None:
                 f"{_owner(_read_all(fd), path)} is at work with the journal {path}; wait until it has finished, or stop it and "
                 "call again"
             ) from None
-        # This file system has no locks.
+        _warn_without_locks(fd, path, error)
+
+
+def _warn_without_locks(fd: int, path: Path, error: OSError) -> None:
+    """Say once for each file system that two processes at one journal would not notice each other."""
+    device = os.fstat(fd).st_dev
+    if device in _without_locks:
+        return
+    _without_locks.add(device)
+    warnings.warn(
+        f"the file system of {path} cannot lock files ({error.strerror or error}): nothing keeps a second process from going on "
+        "with the same journal, which would spoil the result; see to it that only one does, or use a file system with locks",
+        PycausetWarning,
+        stacklevel=2,
+    )
 
 
 def _owner(data: bytes, path: Path) -> str:

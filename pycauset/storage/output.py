@@ -35,9 +35,13 @@ __all__ = [
     "free_bytes",
     "fsync_folder",
     "journal_path",
+    "remove_stages",
     "resumable_folder",
     "resumable_tiles",
     "set_aside",
+    "stages_done",
+    "stages_folder",
+    "stages_request",
     "sweep",
     "write_durably",
 ]
@@ -113,7 +117,7 @@ def check_target(path: Path, overwrite: bool | None, *, journalled: bool = False
         raise ConfigError(f"cannot write {path.suffix} files: {path}; name it .npy, or .zarr (or no suffix) for a Zarr folder")
     if not path.parent.is_dir():
         raise StoreNotFoundError(f"cannot create {path}: there is no folder {path.parent}; make it first")
-    if not journalled and journal_path(path).exists():
+    if not journalled and (journal_path(path).exists() or stages_request(path).is_file()):
         _check_journal(path, overwrite)
     if not os.path.lexists(path):
         return
@@ -138,6 +142,12 @@ def _check_journal(path: Path, overwrite: bool | None) -> None:
         if not overwrite and resumable_tiles(path):
             way = "delete the journal" if overwrite is None else "delete the journal or pass overwrite=True"
             raise JournalError(f"{path} is being made and not finished: {hint(path)}, or {way} to give that work up")
+        if not overwrite and stages_request(path).is_file():
+            way = "delete that folder" if overwrite is None else "delete that folder or pass overwrite=True"
+            raise JournalError(
+                f"{path} is being made and not finished: {stages_folder(path)} holds the steps done so far; run the same call "
+                f"again to go on, or {way} to give that work up"
+            )
 
 
 def hidden_sibling(target: Path) -> Path:
@@ -159,6 +169,34 @@ def resumable_tiles(target: Path) -> bool:
 def journal_path(target: Path) -> Path:
     """The journal of work on ``target``."""
     return target.with_name(f"{target.name}.journal")
+
+
+def stages_folder(target: Path) -> Path:
+    """Where operations of several steps keep what they need on the way to ``target``."""
+    return target.with_name(f"{target.name}.stages")
+
+
+def stages_request(target: Path) -> Path:
+    """The file in :func:`stages_folder` that says what was asked, while work goes on."""
+    return stages_folder(target) / "request.json"
+
+
+def stages_done(target: Path) -> Path:
+    """What that file is called once nothing in the folder is needed any more."""
+    return stages_folder(target) / "done.json"
+
+
+def remove_stages(target: Path) -> None:
+    """Remove the folder of stages; the file that tells whose it is goes last. Anybody else's folder of that name stays."""
+    folder, marks = stages_folder(target), (stages_request(target), stages_done(target))
+    with contextlib.suppress(OSError):
+        if any(mark.exists() for mark in marks):
+            for entry in folder.iterdir():
+                if entry not in marks:
+                    shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+            for mark in marks:
+                mark.unlink(missing_ok=True)
+        folder.rmdir()  # an empty one is what a kill left of it; one with somebody else's files stays
 
 
 def lock(fd: int) -> bool:
@@ -373,6 +411,7 @@ class OutputFolder:
             self._rename()
             journal.unlink(missing_ok=True)
             shutil.rmtree(resumable_folder(self.target), ignore_errors=True)
+            remove_stages(self.target)
 
     def _rename(self) -> None:
         old: Path | None = None

@@ -20,7 +20,7 @@ from pycauset.storage.native import ZarrStore
 from pycauset.storage.output import RESERVE_NAME, UNFINISHED, journal_path, resumable_folder, resumable_tiles
 from pycauset.tiling import Rect
 
-__all__ = ["Resume", "clean_up", "last_records", "look", "mark", "recover", "refuse_mixture", "remove_orphans"]
+__all__ = ["Resume", "clean_up", "last_records", "look", "mark", "overwritten", "recover", "refuse_mixture", "remove_orphans"]
 
 Resume = bool | Literal["restart"]
 
@@ -42,8 +42,17 @@ def last_records(records: list[Record]) -> dict[Rect, Record]:
     return {Rect(*record["tile"]): record for record in records if "tile" in record}
 
 
-def look(file: JournalFile, target: Path, asked: dict[str, Any], resume: Resume) -> tuple[bool, bool]:
+def overwritten(header: Mapping[str, Any], tiles: Mapping[Rect, Any]) -> bool:
+    """Whether a journal's matrix is no longer what it was when it was opened: a mixture of old and new tiles."""
+    return bool(header.get("in_place") and (tiles or header.get("mixture")))
+
+
+def look(
+    file: JournalFile, target: Path, asked: dict[str, Any], resume: Resume, *, replaceable: bool = False
+) -> tuple[bool, bool]:
     """Whether the work on record is finished, and whether it is what is asked for; a journal without use is cleared.
+
+    ``replaceable`` as `open_journal` takes it.
 
     Raises
     ------
@@ -52,9 +61,13 @@ def look(file: JournalFile, target: Path, asked: dict[str, Any], resume: Resume)
     """
     if not file.header:
         if resume == "restart":
-            refuse_mixture(target, file.path)
+            if not replaceable:
+                refuse_mixture(target, file.path)
+        elif replaceable and file.empty and not resumable_tiles(target):
+            pass  # started over, and stopped before the first step that has a plan
         elif not file.made and ((target / UNFINISHED).is_file() or resumable_tiles(target)):
-            raise unusable(file.path, "its header is destroyed, and tiles that only it can tell of lie beside it")
+            what = "its header is destroyed, and tiles that only it can tell of lie beside it"
+            raise unusable(file.path, what, mixture=False if replaceable else None)
         return False, False
     tiles = last_records(file.records)
     changed = differences(file.header["request"], asked)
@@ -62,15 +75,16 @@ def look(file: JournalFile, target: Path, asked: dict[str, Any], resume: Resume)
         mine = differences(_without_own(file.header["request"], target), _without_own(asked, target))
         return True, resume is True and not mine
     in_place = file.header["in_place"]
+    changed_already = overwritten(file.header, tiles)
     if in_place:
         # A finished matrix in the place of one that was partly overwritten: somebody has made it again.
-        live = (target / UNFINISHED).is_file() or ((target / "zarr.json").is_file() and not tiles)
+        live = (target / UNFINISHED).is_file() or ((target / "zarr.json").is_file() and not changed_already)
     else:
         live = resumable_folder(target).is_dir()
     if not live:
         file.clear()
         return False, False
-    mixture = in_place and bool(tiles)
+    mixture = changed_already and not replaceable
     if resume is True:
         if not changed:
             return False, True
@@ -84,9 +98,9 @@ def look(file: JournalFile, target: Path, asked: dict[str, Any], resume: Resume)
             f"resume=True, or {remedy(file.path, mixture=mixture)}"
         )
     if in_place:
-        if tiles:
+        if mixture:
             refuse_mixture(target, file.path)
-        if (target / UNFINISHED).is_file():  # nothing has been overwritten yet
+        if (target / UNFINISHED).is_file() and not changed_already:
             os.replace(target / UNFINISHED, target / "zarr.json")
         remove_orphans(os.fspath(target), None)
     file.clear()
@@ -135,7 +149,9 @@ def _without_own(request: dict[str, Any], target: Path) -> dict[str, Any]:
     return {**request, "operands": operands}
 
 
-def recover(store: ZarrStore, records: Mapping[Rect, Record], *, in_place: bool, started_ns: int) -> dict[Rect, int]:
+def recover(
+    store: ZarrStore, records: Mapping[Rect, Record], *, in_place: bool, started_ns: int, mixture: bool = True
+) -> dict[Rect, int]:
     """Finish what a journal has on record and remove what it has not; every chunk on record is read once.
 
     A chunk on record is either still beside its place (then it is put there) or already in it; its checksum decides.
@@ -151,6 +167,8 @@ def recover(store: ZarrStore, records: Mapping[Rect, Record], *, in_place: bool,
         tile that is damaged is simply forgotten.
     started_ns : int
         When the journal began. In place, no chunk without a record can be younger.
+    mixture : bool
+        For errors: as :func:`remedy` takes it.
 
     Returns
     -------
@@ -166,7 +184,7 @@ def recover(store: ZarrStore, records: Mapping[Rect, Record], *, in_place: bool,
     """
     tiles = _expected(store, records)
     if in_place:
-        _check_age(store, tiles, started_ns)
+        _check_age(store, tiles, started_ns, mixture)
     with ThreadPoolExecutor(_THREADS, "pycauset-verify") as pool:
         found = list(pool.map(lambda tile: _inspect(store, tile), tiles))
     moves: list[tuple[str, str]] = []
@@ -181,7 +199,7 @@ def recover(store: ZarrStore, records: Mapping[Rect, Record], *, in_place: bool,
             r0, r1, c0, c1 = tile.rect
             raise CorruptTileError(
                 f"rows {r0}:{r1}, columns {c0}:{c1} of {store} are not what the journal recorded of them (generation "
-                f"{tile.generation}), and what was there before has been overwritten; {remedy(_journal(store), mixture=True)}"
+                f"{tile.generation}), and what was there before has been overwritten; {remedy(_journal(store), mixture=mixture)}"
             )
     for staged, final in moves:
         os.replace(staged, final)
@@ -227,7 +245,7 @@ def _inspect(store: ZarrStore, tile: _Tile) -> list[tuple[str, str]] | None:
     return moves
 
 
-def _check_age(store: ZarrStore, tiles: list[_Tile], started_ns: int) -> None:
+def _check_age(store: ZarrStore, tiles: list[_Tile], started_ns: int, mixture: bool) -> None:
     """A journal that lost its last lines would have tiles computed twice: their files tell."""
     known = {final for tile in tiles for _, final, _ in tile.chunks}
     for _, key in store.stored_chunks(Rect(0, store.shape[0], 0, store.shape[1])):
@@ -237,7 +255,7 @@ def _check_age(store: ZarrStore, tiles: list[_Tile], started_ns: int) -> None:
                 if os.stat(path).st_mtime_ns > started_ns:
                     raise JournalError(
                         f"chunk {path} was written after the journal {_journal(store)} began, which does not know of it: lines "
-                        f"are missing from its end; restore the journal, or else {remedy(_journal(store), mixture=True)}"
+                        f"are missing from its end; restore the journal, or else {remedy(_journal(store), mixture=mixture)}"
                     )
 
 

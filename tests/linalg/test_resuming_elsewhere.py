@@ -6,6 +6,7 @@ import importlib.machinery
 import json
 import re
 import sys
+import tomllib
 import types
 from pathlib import Path
 from typing import Any
@@ -54,11 +55,17 @@ def test_another_blas_is_refused(tmp_path: Path, blas: dict[str, Any], field: st
     assert names(tmp_path) == {"a.zarr", "l.zarr"}
 
 
-def test_without_threadpoolctl_cores_and_settings_tell(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+def test_the_threads_of_every_blas_are_on_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By what every installation has."""
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "3")
-    found = cpu_arithmetic()
-    assert "blas" not in found
+    project = tomllib.loads((PROFILES.parent / "pyproject.toml").read_text())["project"]
+    assert any(re.match(r"threadpoolctl\b", dependency) for dependency in project["dependencies"])
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1):
+        found = cpu_arithmetic()
+    assert found["blas"]
+    assert all(entry["threads"] == 1 and entry["version"] for entry in found["blas"].values())
     assert "OPENBLAS_NUM_THREADS=3" in found["settings"]
     assert int(found["cores"]) > 0
 
