@@ -42,7 +42,7 @@ def solve(t: Path, b: Path, out: Path, *, memory: Any) -> None:
     """``T X = B`` from disk to disk."""
     import pycauset
 
-    shutil.rmtree(out, ignore_errors=True)  # a finished result would be opened, not computed again
+    shutil.rmtree(out, ignore_errors=True)  # what is there is never overwritten unasked
     factor, right = pycauset.open(t), pycauset.open(b)
     pycauset.linalg.solve_triangular(factor, right, lower=True, check_finite=False, out=out, memory=memory, progress=False)
 

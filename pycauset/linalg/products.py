@@ -39,6 +39,7 @@ def matmul(
 
     Element types are promoted as by ``np.result_type`` to float32, float64, complex64 or complex128. Booleans times
     booleans give exact int64 counts (NumPy gives a logical or). Products of other integers are refused: convert one.
+    A large matrix that is known to be triangular takes half the operations.
 
     Parameters
     ----------
