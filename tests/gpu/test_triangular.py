@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pycauset import devices
+from pycauset.config import settings
 from pycauset.devices.rates import Rates
 from pycauset.drivers.matmul_plan import MatmulLimits
 from pycauset.drivers.streamer import AsyncStreamer
@@ -19,7 +20,10 @@ from pycauset.drivers.triangular import (
 )
 from pycauset.errors import SingularMatrixError
 from pycauset.governor import governor
+from pycauset.properties import mask
+from pycauset.solver import Factor, last_statistics, multiply
 from pycauset.storage import ArrayStore
+from pycauset.tiling import Rect
 from tests.drivers.fakes import OP, random_matrix
 from tests.drivers.triangles import ratio, solve_ratio, triangular
 
@@ -80,6 +84,19 @@ def test_solve_and_product(gpu, dtype, side, uplo, op):
     stream(gpu, TriangularProductDriver(*map(ArrayStore, (stored, b, c)), b.dtype, **options))
     p, q = (OP[op](exact), b) if side == "L" else (b, OP[op](exact))
     assert ratio(c, alpha * (double(p) @ double(q)), exact, b, np.array([abs(alpha)])) < 30
+
+
+def test_the_solver_streams_products_with_a_triangle(gpu):
+    rng = np.random.default_rng()
+    n, m = 733, 641
+    stored, exact = triangular(rng, n, "float64", "L")
+    b = rng.standard_normal((m, n))
+    factors = Factor(ArrayStore(b)), Factor(ArrayStore(stored), flags=mask("is_lower_triangular"))
+    with settings(backend="gpu"):
+        product = multiply(*factors, memory="256MB", gpu_memory="128MB", route="streamed CuPy")
+    found = product.view(Rect(0, m, 0, n))
+    assert ratio(found, b @ exact, exact, b) < 30
+    assert last_statistics().flops < 1.5 * n * n * m
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
