@@ -60,6 +60,10 @@ class Operator:
         """Whether a pass costs moving the matrix, however many vectors it serves: from a disk, or to a GPU."""
         return self.matrix is not None and (in_memory(self.matrix.store) is None or not where.unified)
 
+    def streamed(self, where: Device) -> bool:
+        """Whether products go through the streamer, which holds their blocks under tickets of its own."""
+        return self.matrix is not None and not (where.unified and self.matrix._array is not None)
+
     def mirror(self, hermitian: bool) -> str | None:
         """How one triangle follows from the other, as claimed or stored, or because the caller says ``hermitian``."""
         a = self.matrix

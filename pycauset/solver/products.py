@@ -60,6 +60,7 @@ class Product(abc.ABC):
         """
         self.passes += 1
         self.columns += x.shape[1]
+        self.forward = None  # the last one goes before the next comes
         with np.errstate(invalid="ignore", over="ignore"):  # an error follows, with the tile's name
             y = self._multiply(x)
         if not np.isfinite(y).all():
