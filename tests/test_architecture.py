@@ -147,7 +147,9 @@ EVERYWHERE = sorted(path for folder in ("pycauset", "tests", "benchmarks") for p
 def test_files_are_short_or_looked_at_twice(path: Path) -> None:
     lines = len(path.read_text().splitlines())
     excused = bool(LONG.get(_name(path)))
-    assert excused is (lines > 500), f"{lines} lines: split it, or say in LONG why it still holds one idea; if short, it needs no excuse"
+    assert excused is (lines > 500), (
+        f"{lines} lines: split it, or say in LONG why it still holds one idea (short ones must not be there)"
+    )
 
 
 @pytest.mark.parametrize("path", EVERYWHERE, ids=_name)
