@@ -263,7 +263,7 @@ class DeviceBasis(Basis):
 
 def _adjoint_product(v: Any, w: Any) -> Any:
     """``vᴴ w``, without a conjugate copy of the large v."""
-    return (w.T.conj() @ v).T.conj()
+    return (v.T @ w.conj()).conj()
 
 
 def _gram_factor(gram: Array) -> tuple[Array, Array] | None:

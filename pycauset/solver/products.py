@@ -196,7 +196,7 @@ class ResidentProduct(Product):
 
     def _adjoint(self, x: Any) -> Any:
         """``Aᴴ x``, without a conjugate copy of A."""
-        return (x.T.conj() @ self._a).T.conj()
+        return (self._a.T @ x.conj()).conj()
 
     def _blame(self, x: Any) -> None:
         self.blame()
