@@ -40,10 +40,10 @@ Array = np.ndarray[Any, Any]
 #: Residuals are estimates, exact up to rounding until a restart adds a little: the measured ones shall keep the tolerance.
 _MARGIN: Final = 0.99
 _MARGIN_RESTARTED: Final = 0.8
-#: The fewest passes that a look for missed copies gets, and how small a part of what a random vector has of a direction on
-#: average it allows for.
+#: The fewest passes that a look for missed copies gets, and by which factor less than the average of a direction a random
+#: vector may have, beside what the look finds out itself (`ArnoldiDriver._rising`).
 _LOOK_LEAST: Final = 4
-_LOOK_UNLUCKY: Final = 2.0
+_LOOK_UNLUCKY: Final = 1.0
 
 
 class Progress(NamedTuple):
@@ -59,15 +59,18 @@ class Progress(NamedTuple):
 
 @dataclass(slots=True)
 class Restart:
-    """All that goes on from a thick restart, beside the ``size + width`` columns of the basis.
+    """All that the work goes on from, beside the ``size + width`` columns of the basis.
 
     Attributes
     ----------
     size, width : int
-        Columns kept, and of the block behind them.
+        Columns whose products are known, and of the block behind them.
+    kept : int
+        Columns that the last restart kept; blocks follow.
     h : ndarray (size + width, size)
         The coefficients.
     starts, round, granted : int
+    rest : float
         As in the driver.
     rng : dict
         State of the random numbers.
@@ -75,6 +78,7 @@ class Restart:
 
     size: int
     width: int
+    kept: int
     h: Array
     passes: int
     restarts: int
@@ -83,6 +87,7 @@ class Restart:
     starts: int
     round: int
     granted: int
+    rest: float
     rng: dict[str, Any]
     history: list[Progress]
 
@@ -109,8 +114,8 @@ class ArnoldiDriver:
         ``scale(values, norm)``: what residuals are compared with; by default the norm of A.
     seed : int
         Of what is random.
-    on_restart : callable, optional
-        Called with a `Restart` after each one: who keeps it, and the basis, can go on from there.
+    on_step : callable, optional
+        Called with a `Restart` after each step: who keeps it, and the basis, can go on from there.
     begun : Restart, optional
         Where an earlier run had come to; the basis holds its columns.
 
@@ -123,6 +128,8 @@ class ArnoldiDriver:
         Passes when the present look for further copies may end, 0 where there was none.
     granted : int
         Restarts when it began.
+    rest : float
+        Where the best of the other Ritz values stood then, against the last wanted one.
     cut_short : bool
         The pairs have converged, but a look for further copies ran out of restarts, or had no room in the basis.
     history : list of Progress
@@ -140,7 +147,7 @@ class ArnoldiDriver:
     start: Array | None = None
     scale: Callable[[Array, float], Any] | None = None
     seed: int = 0
-    on_restart: Callable[[Restart], None] | None = None
+    on_step: Callable[[Restart], None] | None = None
     begun: Restart | None = None
     passes: int = 0
     restarts: int = 0
@@ -149,12 +156,14 @@ class ArnoldiDriver:
     starts: int = 0
     round: int = 0
     granted: int = 0
+    rest: float = 0.0
     converged: bool = False
     cut_short: bool = False
     history: list[Progress] = field(default_factory=list)
     _h: Array = field(init=False)
     _rng: np.random.Generator = field(init=False)
     _size: int = 0
+    _kept: int = 0
 
     def run(self) -> Generator[Any, Any, Ritz]:
         """Ask for products with blocks (n, p) of the basis until the wanted pairs are there, or the restarts are used up.
@@ -169,6 +178,8 @@ class ArnoldiDriver:
         self._h = h = np.zeros((plan.ncv + plan.block, plan.ncv), basis.dtype)
         j, p = self._take_up(self.begun) if self.begun is not None else self._first()
         while True:
+            if self.on_step is not None and j:
+                self.on_step(self._state(j, p))
             w = yield basis.block(j, j + p)
             self.passes += 1
             new = orthonormalise(basis, j + p, w, self._rng)
@@ -182,7 +193,7 @@ class ArnoldiDriver:
             if not (full or self._due(j)):
                 continue
             ritz = self._extract(j, p)
-            ended = self.converged and self.passes >= self.round  # a look, if there was one
+            ended = self.converged and self.passes >= self.round and not self._rising(ritz)
             missing = self._may_have_copies(ritz) if ended and width else None
             if width == 0 or (missing is not None and not missing.any()):
                 self._size, self.converged = j, True
@@ -197,8 +208,7 @@ class ArnoldiDriver:
                 j = self._restart(ritz, j, p)
             else:
                 continue
-            if self.on_restart is not None:
-                self.on_restart(self._state(j, p))
+            self._kept = j
 
     def vectors(self, ritz: Ritz, count: int) -> Array:
         """The first ``count`` eigenvectors of A (n, count): of length one, of a Hermitian matrix orthonormal, too."""
@@ -230,10 +240,11 @@ class ArnoldiDriver:
         return 0, block
 
     def _take_up(self, begun: Restart) -> tuple[int, int]:
-        j, p = begun.size, begun.width
+        j, p, self._kept = begun.size, begun.width, begun.kept
         self._h[: j + p, :j] = begun.h
         self.passes, self.restarts, self.locked, self.norm = begun.passes, begun.restarts, begun.locked, begun.norm
-        self.starts, self.round, self.granted, self.history = begun.starts, begun.round, begun.granted, list(begun.history)
+        self.starts, self.round, self.granted, self.rest = begun.starts, begun.round, begun.granted, begun.rest
+        self.history = list(begun.history)
         self._rng.bit_generator.state = begun.rng
         return j, p
 
@@ -241,6 +252,7 @@ class ArnoldiDriver:
         return Restart(
             j,
             p,
+            self._kept,
             self._h[: j + p, :j],
             self.passes,
             self.restarts,
@@ -249,6 +261,7 @@ class ArnoldiDriver:
             self.starts,
             self.round,
             self.granted,
+            self.rest,
             dict(self._rng.bit_generator.state),
             self.history,
         )
@@ -338,7 +351,17 @@ class ArnoldiDriver:
 
     def _ahead(self, values: Array) -> Array:
         """By how much each of the wanted values is better than the last of them."""
-        return surplus(values, values, self.which, real=self.basis.dtype.kind != "c" and self.kind != "hermitian")
+        return self._surplus(values, values)
+
+    def _surplus(self, values: Array, wanted: Array) -> Array:
+        return surplus(values, wanted, self.which, real=self.basis.dtype.kind != "c" and self.kind != "hermitian")
+
+    def _rising(self, ritz: Ritz) -> bool:
+        """Whether a look shows something better than all that was known beside the wanted pairs, and still on its way up."""
+        k = self.plan.k
+        others = self._surplus(ritz.values[k:], ritz.values[:k])
+        news = others > self.rest + 10 * self.tol * self.norm
+        return self.round > 0 and bool((news & (others < 0) & (others + ritz.residuals[k:] > 0)).any())
 
     def _passes_to_see(self, ritz: Ritz, missing: Array) -> int:
         """Passes after which a missing copy of one of the values ``missing`` is ahead of the last wanted one.
@@ -390,5 +413,6 @@ class ArnoldiDriver:
         self.restarts += 1
         self.granted = self.restarts
         self.round = self.passes + self._passes_to_see(ritz, missing)
+        self.rest = float(self._surplus(ritz.values[plan.k :], ritz.values[: plan.k]).max())
         self.converged = False
         return keep, width

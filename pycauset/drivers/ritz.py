@@ -54,7 +54,15 @@ def preference(values: Array, which: str, *, real: bool = False) -> Array:
     if real and values.dtype.kind == "c":  # both members of a conjugate pair side by side, the upper one first
         scale = float(np.abs(values).max(initial=0.0)) or 1.0
         key = np.round(key / scale, 12)
-        return np.lexsort((-values.imag, np.round(np.abs(values.imag) / scale, 12), -key if which[0] == "L" else key))
+        high = np.round(np.abs(values.imag) / scale, 12)
+        order = np.lexsort((-values.imag, high, -key if which[0] == "L" else key))
+        # Equal pairs stand there as all upper and then all lower members: each gets its turn, and the k-th cuts one pair at most.
+        run = np.stack([key, high, np.sign(values.imag)])[:, order]
+        first = np.append(True, (np.diff(run) != 0).any(axis=0))
+        places = np.arange(len(order))
+        turn = places - np.maximum.accumulate(np.where(first, places, 0))
+        pair = np.cumsum(np.append(True, (np.diff(run[:2]) != 0).any(axis=0)))
+        return np.asarray(order[np.lexsort((places, turn, pair))])
     return np.argsort(-key if which[0] == "L" else key, kind="stable")
 
 
@@ -170,23 +178,30 @@ def kept_space(h: Array, ritz: Ritz, keep: int, kind: str) -> Array:
     found = trsen(none, t, z, job="N")
     values = found[2] + 1j * found[3] if real else found[2]
     select = none.copy()
-    which = _nearest(values, ritz.values[:keep])
-    select[which] = 1
-    if real:
-        select[1:] |= np.where((values[1:].imag < 0) & (select[:-1] == 1), 1, 0).astype(np.int32)
-        select[:-1] |= np.where((values[:-1].imag > 0) & (select[1:] == 1), 1, 0).astype(np.int32)
+    select[_nearest(values, ritz.values[:keep], pairs=real)] = 1
     moved = trsen(select, t, z, job="N")
     space: Array = moved[1][:, : int(select.sum())]
     return space
 
 
-def _nearest(values: Array, wanted: Array) -> list[int]:
-    """For each wanted eigenvalue the nearest of ``values`` that is not taken yet."""
+def _nearest(values: Array, wanted: Array, *, pairs: bool) -> list[int]:
+    """For each wanted eigenvalue the nearest of ``values`` that is not taken yet.
+
+    With ``pairs`` the members of a conjugate pair stand side by side, the upper one first, and are taken together.
+    """
     free = np.ones(len(values), bool)
-    found = []
+    if pairs:
+        free[values.imag < 0] = False
+    found: list[int] = []
+    spare = 0  # lower members that came with upper ones
     for value in wanted:
-        distance = np.where(free, np.abs(values - value), np.inf)
-        best = int(np.argmin(distance))
+        if spare and value.imag <= 0:
+            spare -= 1
+            continue
+        best = int(np.argmin(np.where(free, np.abs(values - value), np.inf)))
         free[best] = False
         found.append(best)
+        if pairs and values[best].imag > 0:
+            found.append(best + 1)
+            spare += 1
     return found

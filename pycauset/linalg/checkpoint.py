@@ -1,4 +1,4 @@
-"""Checkpoints of iterations: after a thick restart the basis and all that goes on from it are written to one file.
+"""Checkpoints of iterations: between two passes the basis and all that goes on from it are written to one file.
 
 Eigenvalue functions have no output beside which a journal could lie. Their checkpoints lie in the folder ``checkpoints`` of the
 setting ``scratch``, or of ``home``, under a digest of the request: operand, arguments, plan and versions. The same call finds it
@@ -39,7 +39,7 @@ _SHARE: Final = 20  # of the time of work, a checkpoint may take one part in so 
 _RATE: Final = 2e8  # bytes a second, before the first one has been written
 _DAYS: Final = 30
 _SUFFIX: Final = ".krylov"
-_STATE: Final = ("size", "width", "passes", "restarts", "locked", "starts", "round", "granted")
+_STATE: Final = ("size", "width", "kept", "passes", "restarts", "locked", "starts", "round", "granted")
 
 
 class Checkpoint:
@@ -111,17 +111,18 @@ class Checkpoint:
             os.unlink(self.path)
 
 
-def _pieces(size: int, width: int, step: int) -> Iterator[tuple[int, int]]:
-    """Columns in the pieces in which a restart puts them."""
-    for first in range(0, size, step):
-        yield first, min(first + step, size)
+def _pieces(size: int, width: int, kept: int, step: int) -> Iterator[tuple[int, int]]:
+    """Columns in the pieces in which a restart and the steps after it put them: a basis on disk has its tiles so."""
+    for begin, end in ((0, kept), (kept, size)):
+        for first in range(begin, end, step):
+            yield first, min(first + step, end)
     if width:
         yield size, size + width
 
 
 def _write(file: BinaryIO, request: dict[str, Any], begun: Restart, basis: Basis, columns: int, step: int) -> None:
     crc = 0
-    parts = (basis.give(basis.block(*piece)).T for piece in _pieces(begun.size, begun.width, step))
+    parts = (basis.give(basis.block(*piece)).T for piece in _pieces(begun.size, begun.width, begun.kept, step))
     for part in itertools.chain(parts, [begun.h]):
         data = np.ascontiguousarray(part)
         crc = crc32c(data, crc)
@@ -136,6 +137,7 @@ def _write(file: BinaryIO, request: dict[str, Any], begun: Restart, basis: Basis
             "columns": columns,
             "state": [getattr(begun, name) for name in _STATE],
             "norm": begun.norm.hex(),
+            "rest": begun.rest.hex(),
             "rng": begun.rng,
             "history": [[*entry[:-1], float(entry[-1]).hex()] for entry in begun.history],
         }
@@ -172,13 +174,14 @@ def _read(file: BinaryIO, request: dict[str, Any], basis: Basis) -> tuple[Restar
         crc = crc32c(data, crc)
         return data
 
-    for first, stop in _pieces(size, width, int(record["step"])):
+    for first, stop in _pieces(size, width, state["kept"], int(record["step"])):
         basis.put(first, basis.take(take(stop - first, basis.n).T))
     h = take(size + width, size)
     if crc != record["crc"]:
         raise ValueError("its checksum does not fit")
     history = [Progress._make([*entry[:-1], float.fromhex(entry[-1])]) for entry in record["history"]]
-    begun = Restart(h=h, norm=float.fromhex(record["norm"]), rng=record["rng"], history=history, **state)
+    norm, rest = (float.fromhex(record[name]) for name in ("norm", "rest"))
+    begun = Restart(h=h, norm=norm, rest=rest, rng=record["rng"], history=history, **state)
     return begun, int(record["columns"])
 
 

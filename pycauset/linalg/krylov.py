@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator as operators
+import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import numpy as np
 from pycauset.devices.base import Device
 from pycauset.drivers.arnoldi import ArnoldiDriver, Progress
 from pycauset.drivers.ritz import Ritz
-from pycauset.errors import ConfigError, NonFiniteError, NotConvergedError, ShapeError
+from pycauset.errors import ConfigError, NonFiniteError, NotConvergedError, PycausetWarning, ShapeError
 from pycauset.governor import Scope
 from pycauset.linalg.checkpoint import Checkpoint
 from pycauset.linalg.placing import Placed, Sizes, place
@@ -127,6 +128,11 @@ class Request:
         ncv = None if ncv is None else _count(name, "ncv", ncv)
         if ncv is not None and ncv <= k < n:
             raise ConfigError(f"{name}: ncv is {ncv}; it must be larger than k, which is {k}")
+        block = None if block_size is None else _count(name, "block_size", block_size)
+        if ncv is not None and block is not None and ncv < min(k + block, n):
+            raise ConfigError(
+                f"{name}: ncv is {ncv}; with block_size {block} it must be at least k + block_size, which is {k + block}"
+            )
         start = None
         if v0 is not None:
             start = np.asarray(v0)
@@ -139,6 +145,8 @@ class Request:
                 raise ConfigError(f"{name}: v0 is complex and the problem is real; give its real part")
             if not np.isfinite(start).all():
                 raise ConfigError(f"{name}: v0 holds NaN or infinity")
+            if block is not None and start.shape[1] > block:
+                raise ConfigError(f"{name}: v0 has {start.shape[1]} columns, block_size is {block}; it must be at least as large")
         return cls(
             name,
             n,
@@ -149,7 +157,7 @@ class Request:
             bool(tol <= 4 * eps),
             10 * n if maxiter is None else _count(name, "maxiter", maxiter),
             ncv,
-            None if block_size is None else _count(name, "block_size", block_size),
+            block,
             start,
         )
 
@@ -211,6 +219,7 @@ def pairs(
         request.ncv,
         None if where.unified else where,
         resident,
+        1 if request.start is None else request.start.shape[1],
     )
     placed = place(sizes, open_product, limits, scope, stack)
     plan, product, basis = placed.plan, placed.product, placed.basis
@@ -232,6 +241,13 @@ def pairs(
         raise
     if tell is not None:
         tell(machine)
+    if machine.cut_short:
+        warnings.warn(
+            f"{request.name}: the pairs have converged, but the search for further copies of repeated eigenvalues ended too soon "
+            f"(maxiter={request.maxiter}, ncv={plan.ncv}); raise one of the two, or block_size, which is {plan.block}",
+            PycausetWarning,
+            stacklevel=2,
+        )
     return machine, ritz, product
 
 
@@ -255,7 +271,7 @@ def _keep_checkpoints(request: Request, kind: str, placed: Placed, machine: Arno
     if found is not None:
         machine.begun, product.columns = found
         product.passes = machine.begun.passes  # every second pass runs backwards
-    machine.on_restart = lambda begun: checkpoint.save(begun, basis, product.columns, plan.block)
+    machine.on_step = lambda begun: checkpoint.save(begun, basis, product.columns, plan.block)
 
 
 def image_of(product: Callable[[Array], Array], vectors: Array, dtype: np.dtype[Any]) -> Array:

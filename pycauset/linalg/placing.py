@@ -41,7 +41,8 @@ _NARROWEST_ON_DISK: Final = 8
 class Sizes:
     """What is asked for: order, pairs, element type, ``columns`` multiplied at once at the end, and what the caller chose.
 
-    ``gpu`` is the device that products are computed on, if it has memory of its own, and ``resident`` says that A is there.
+    ``gpu`` is the device that products are computed on, if it has memory of its own, ``resident`` says that A is there, and
+    ``start`` how many columns there are to start from.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Sizes:
     ncv: int | None
     gpu: Device | None = None
     resident: bool = False
+    start: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +111,7 @@ def _candidates(sizes: Sizes, limits: Limits) -> Iterator[tuple[ArnoldiPlan, str
             block=block,
             ncv=ncv or sizes.ncv,
             room=bytes_,
+            start=sizes.start,
         )
 
     whole = plan(sizes.block)
@@ -121,11 +124,11 @@ def _candidates(sizes: Sizes, limits: Limits) -> Iterator[tuple[ArnoldiPlan, str
     # Restarting a basis of half the size costs less than sweeping the whole one on disk.
     if sizes.ncv is not None or 2 * fitting.ncv >= whole.ncv:
         yield fitting, "ram"
-    wide = sizes.block or min(max(whole.block, _NARROWEST_ON_DISK), max(1, sizes.n // 8))
+    wide = sizes.block or max(sizes.start, min(max(whole.block, _NARROWEST_ON_DISK), max(1, sizes.n // 8)))
     yield plan(wide), "disk"
     if sizes.ncv is None:
         yield fitting, "ram"
-        for block in dict.fromkeys([wide, *([] if sizes.block else [max(1, wide // 4), 1])]):
+        for block in dict.fromkeys([wide, *([] if sizes.block else [max(sizes.start, wide // 4), sizes.start])]):
             least = sizes.k + 4 * block
             yield plan(block, ncv=least), "ram"
             yield plan(block, ncv=least), "disk"
