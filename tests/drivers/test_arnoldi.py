@@ -31,7 +31,8 @@ def test_dependent_columns_are_refilled(dtype: str, rank: int) -> None:
     n, j, p = 60, 7, 3
     v, _ = np.linalg.qr(random_matrix(rng, (n, j), dtype))
     inside = v @ random_matrix(rng, (j, p), dtype)
-    w = inside + random_matrix(rng, (n, rank), dtype) @ random_matrix(rng, (rank, p), dtype)
+    mixed = np.linalg.qr(random_matrix(rng, (p, p), dtype))[0][:rank]  # no nearly dependent rows
+    w = inside + random_matrix(rng, (n, rank), dtype) @ mixed
     q, c, r, found = orthonormalise(ArrayBasis(v), j, w, rng)
     eps = float(np.finfo(dtype).eps)
     assert found == rank

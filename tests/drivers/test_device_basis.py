@@ -56,7 +56,7 @@ def test_the_driver_gives_the_same_pairs(dtype: str, kind: str) -> None:
     rng = np.random.default_rng()
     n, k = 150, 4
     a = random_matrix(rng, (n, n), dtype)
-    a = a + a.conj().T if kind == "hermitian" else a + np.diag(np.arange(n) ** 1.5).astype(dtype)
+    a = (a + a.conj().T if kind == "hermitian" else a) + np.diag(np.arange(n) ** 1.5).astype(dtype)  # gaps: no ties
     plan = plan_arnoldi(n, k, np.dtype(dtype), passes_cost=True, block=4, ncv=40)
     found = []
     for basis in bases(n, plan.ncv + plan.block, dtype):

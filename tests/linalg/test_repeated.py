@@ -12,8 +12,10 @@ N, K = 300, 6
 
 
 def repeated(multiplicity: int, rng: np.random.Generator) -> np.ndarray:
-    """The two largest eigenvalues so many times each, then a gap."""
-    return np.concatenate([[2.0] * multiplicity, [1.5] * multiplicity, rng.uniform(-1, 1.2, N - 2 * multiplicity)])
+    """The two largest eigenvalues so many times each, then gaps at either end of the rest."""
+    ends = np.linspace(0.9, 1.2, 4)
+    inner = rng.uniform(-0.8, 0.8, N - 2 * multiplicity - 8)
+    return np.concatenate([[2.0] * multiplicity, [1.5] * multiplicity, ends, -ends, inner])
 
 
 def orthogonal(n: int, dtype: str, rng: np.random.Generator) -> np.ndarray:
