@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from pycauset.errors import ConfigError
+from pycauset.errors import ConfigError, NotPositiveDefiniteError
 from pycauset.linalg.eigen import eigsh
 from pycauset.linalg.operands import square
 from pycauset.linalg.singular import svds
@@ -87,9 +87,22 @@ def cond(
         values = eigsh(matrix, n, return_eigenvectors=False, **limits)
         return float(values[-1] / values[0])
     largest = eigsh(matrix, 1, which="LA", tol=_TOL, return_eigenvectors=False, **limits)[0]
-    smallest = eigsh(matrix, 1, sigma=0.0, tol=_TOL, return_eigenvectors=False, **limits)[0]
+    try:
+        smallest = eigsh(matrix, 1, sigma=0.0, tol=_TOL, return_eigenvectors=False, **limits)[0]
+    except ConfigError as error:
+        cause = error.__cause__
+        if not isinstance(cause, NotPositiveDefiniteError):
+            raise
+        text = f"cond: {matrix!r} is indefinite, and its smallest singular value needs another factorisation, which comes with a "
+        raise NotPositiveDefiniteError(
+            text + "later version; see np.linalg.cond", pivot=cause.pivot, value=cause.value
+        ) from error
     if smallest <= 0:
-        raise ConfigError(f"cond: {matrix!r} is negative definite; give its negative")
+        raise NotPositiveDefiniteError(
+            f"cond: {matrix!r} has the eigenvalue {smallest:.6g}; if it is negative definite, give its negative",
+            pivot=0,
+            value=float(smallest),
+        )
     return float(largest / smallest)
 
 

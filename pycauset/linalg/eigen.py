@@ -239,11 +239,24 @@ def eigs(
     request = Request.of(name, a.shape[0], k, which, GENERAL, a.dtype, **options)
     check_options(None, resume)
     request.resume = resume
-    skew = a.mirror(False) == "skew" and a.dtype.kind != "c" and sigma is None and Minv is None
-    values, vectors, stats = _find(request, "skew" if skew else "general", a, changed, memory, gpu_memory, progress)
+    kind = _kind(a, changed)
+    if kind == "hermitian":  # imaginary parts are all alike
+        request.which = {"LR": "LA", "SR": "SA", "SM": "SM"}.get(which, "LM")
+    values, vectors, stats = _find(request, kind, a, changed, memory, gpu_memory, progress)
     order = np.arange(len(values))
-    vectors = vectors.astype(np.result_type(vectors.dtype, np.complex64), copy=False)  # real where all eigenvalues are
+    values, vectors = (x.astype(np.result_type(x.dtype, np.complex64), copy=False) for x in (values, vectors))
     return _returned(values, vectors, stats, order, return_eigenvectors, return_stats, return_history)
+
+
+def _kind(a: Operator, changed: Pencil | None) -> str:
+    """The form of the iteration that `eigs` may take, by what is known of A and is left of it by a transformation."""
+    if changed is not None and (changed.minv is not None or (changed.sigma is not None and changed.m is not None)):
+        return "general"
+    mirror, real = a.mirror(False), a.matrix is not None and a.matrix.dtype.kind != "c"
+    sigma = None if changed is None else changed.sigma
+    if (mirror == "hermitian" or (mirror == "symmetric" and real)) and not isinstance(sigma, complex):
+        return "hermitian"
+    return "skew" if mirror == "skew" and a.dtype.kind != "c" and sigma is None else "general"
 
 
 def _find(
@@ -278,16 +291,41 @@ def _find(
         values = ritz.values[:count]
         with where.checked(f"{request.name}: the last pass"):
             vectors = machine.vectors(ritz, count)
-            residuals = residuals_of(image_of(product, vectors, request.dtype), vectors, values)
-        stats = statistics_of(machine, product, residuals, machine.norm)
-        try:
-            check_residuals(request, machine, values, vectors, residuals, stats)
-        except NotConvergedError as error:
-            if changed is not None:
-                error.eigenvalues, error.eigenvectors = changed.back(error.eigenvalues, error.eigenvectors)
-            raise
+            if changed is None:
+                residuals = residuals_of(image_of(product, vectors, request.dtype), vectors, values)
+                stats = statistics_of(machine, product, residuals, machine.norm)
+                check_residuals(request, machine, values, vectors, residuals, stats)
+        if changed is not None:
+            there = ritz.residuals[:count]  # of the transformed problem, as the iteration has them
+            values, vectors = changed.back(values, vectors)
+            residuals, norm = changed.residuals(values, vectors)
+            stats = statistics_of(machine, product, residuals, float(norm.max(initial=0.0)), 1)
+            check_residuals(request, machine, values, vectors, there, stats)
+            _check_original(request, values, vectors, residuals, norm, stats)
         request.finished()
-        return (*(changed.back(values, vectors) if changed is not None else (values, vectors)), stats)
+        return values, vectors, stats
+
+
+def _check_original(
+    request: Request, values: Array, vectors: Array, residuals: Array, norm: Array, stats: EigenStatistics
+) -> None:
+    """Raise if a pair of a transformed problem is none of the original: if half of the digits that were asked for are missing.
+
+    How much of the accuracy a transformation loses depends on the condition of M and on the distance from the shift: the
+    tolerance itself is kept for the transformed problem. A wrong inverse, or an M without symmetry, leaves nothing.
+    """
+    good = residuals <= request.tol**0.5 * norm
+    if not good.all():
+        worst = float((residuals / np.where(norm == 0, 1, norm)).max())
+        raise NotConvergedError(
+            f"{request.name}: {int(good.sum())} of {request.k} pairs are pairs of A and M, up to {request.tol**0.5:.1e} of "
+            f"‖A‖ + |λ| ‖M‖ (worst residual {worst:.1e}), though the transformed problem has converged: is M Hermitian positive "
+            "definite where it is factored, and do OPinv or Minv belong to A, M and sigma? Then M is too close to singular. "
+            "The pairs that are good are in eigenvalues and eigenvectors",
+            eigenvalues=values[good],
+            eigenvectors=vectors[:, good],
+            statistics=stats,
+        )
 
 
 def _returned(

@@ -239,15 +239,37 @@ def _to_path(x: Matrix, y: Matrix, path: Any, memory: Any, gpu_memory: Any, prog
     return Matrix(multiply(a, b, out=store, memory=memory, gpu_memory=gpu_memory, progress=progress))
 
 
-def norm(a: Any, ord: str | float | None = "fro") -> float:
+def norm(
+    a: Any,
+    ord: str | float | None = "fro",
+    *,
+    memory: int | float | str | None = None,
+    gpu_memory: int | float | str | None = None,
+) -> float:
     """Norm of a matrix in double precision: "fro", 1, 2, inf or "max"; see `Matrix.norm`.
+
+    Parameters
+    ----------
+    a : Matrix or array_like (m, n)
+    ord : {"fro", 1, -1, 2, inf, -inf, "max"}
+    memory, gpu_memory : int or str, optional
+        Bytes that the iteration for the 2-norm may take; the others make one pass, a few tiles at a time.
+
+    Raises
+    ------
+    ConfigError, MemoryLimitError, NonFiniteError
 
     Examples
     --------
-    >>> norm([[3.0, 0.0], [0.0, 4.0]])
-    5.0
+    >>> norm([[3.0, 0.0], [0.0, 4.0]]), round(norm([[3.0, 0.0], [0.0, 4.0]], 2, memory="1GB"), 12)
+    (5.0, 4.0)
     """
-    return asmatrix(a).norm(ord)
+    matrix = asmatrix(a)
+    if ord == 2:
+        from pycauset.linalg.conditions import spectral_norm
+
+        return spectral_norm(matrix, memory=memory, gpu_memory=gpu_memory)
+    return matrix.norm(ord)
 
 
 def trace(a: Any) -> Any:

@@ -171,7 +171,8 @@ def _iterate(
 
     with limits.scope(request.name) as scope, ExitStack() as stack:
         block = plan_arnoldi(request.n, request.k, a.dtype, passes_cost=costly, block=request.block).block
-        work = a.dtype.itemsize * _long_elements(a, where, max(request.k, block), request.k * long)
+        block = max(request.k, block, 1 if request.start is None else request.start.shape[1])
+        work = a.dtype.itemsize * _long_elements(a, where, block, request.k * long)
         stack.enter_context(scope.require("host", work, owner=f"{request.name}: vectors of {max(a.shape)}"))
 
         def open_product(width: int, left: Limits) -> Product:

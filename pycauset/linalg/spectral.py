@@ -26,6 +26,7 @@ import numpy as np
 from pycauset.errors import ConfigError, NonFiniteError, NotPositiveDefiniteError
 from pycauset.governor import Scope
 from pycauset.linalg.factorizations import cholesky
+from pycauset.linalg.krylov import image_of, residuals_of
 from pycauset.linalg.operands import kernel_type
 from pycauset.linalg.operators import Called, Operator, operator
 from pycauset.linalg.products import matmul
@@ -183,6 +184,7 @@ class Transformed:
         self._memory = named_limit(memory, "memory")
         self._limits: dict[str, Any] = {"memory": self._memory, "gpu_memory": gpu_memory}
         self._progress = progress
+        self._left: Limits
         self._factor: Matrix | None = None
         inner, what = (p.a, "A") if p.mode == "buckling" else (p.m, "M")
         if inner is not None and (p.hermitian or (p.sigma is None and p.minv is None)):
@@ -194,6 +196,7 @@ class Transformed:
         p, solve = self.pencil, self._solve
         if self._memory is not None:  # half of the rest for solves, half for products
             self._limits["memory"] = max(1, (left.host + left.reserve) // 2)
+        self._left = left.less(left.host - left.host // 2)
         left = left.less(left.host // 2)
 
         def multiply(by: Operator) -> Product:
@@ -217,6 +220,30 @@ class Transformed:
     def back(self, values: Array, vectors: Array) -> tuple[Array, Array]:
         """Eigenvalues and eigenvectors of the original problem."""
         return self.pencil.values(values), self._up(vectors, "C")
+
+    def residuals(self, values: Array, vectors: Array) -> tuple[Array, Array]:
+        """``‖A x - λ M x‖`` of each pair for ``‖x‖ = 1``, by a pass over A and one over M, and ``‖A‖ + |λ| ‖M‖``.
+
+        Of an infinite eigenvalue, ``‖M x‖`` and ``‖M‖``. The norms are estimates from below, by x and by a random vector.
+        """
+        p = self.pencil
+        n, count = vectors.shape
+        probe = np.random.default_rng(0).standard_normal((n, 1)).astype(vectors.dtype)
+        x = np.hstack([vectors, probe])
+        lengths = np.linalg.norm(x, axis=0)
+
+        def image(of: Operator) -> tuple[Array, float]:
+            mirror = of.mirror(p.hermitian)
+            columns = x.shape[1] * (2 if x.dtype.kind == "c" and of.dtype.kind != "c" else 1)
+            with of.product(columns, self._left, self._scope, of.device(self._left, mirror), mirror=mirror) as product:
+                y = image_of(product, x, of.dtype)
+                return y[:, :count].copy(), float((np.linalg.norm(y, axis=0) / lengths).max())
+
+        left, norm = image(p.a)
+        right, second = (vectors, 1.0) if p.m is None else image(replace(p.m, dtype=p.a.dtype))
+        finite = np.isfinite(values)
+        scale = np.where(finite, norm + np.abs(np.where(finite, values, 0)) * second, second)
+        return residuals_of(left, right, values) / lengths[:count], scale
 
     def _forget(self) -> None:
         """Let the factors go with their last product: functions that know them know this object, too."""
@@ -248,7 +275,7 @@ class Transformed:
         if p.opinv is not None:
             return lambda x: np.asarray(p.opinv @ x)
         if p.a.sparse and (p.m is None or p.m.sparse or p.m.matrix is not None):
-            return _sparse_inverse(p)
+            return _sparse_inverse(p, self._scope, self._stack)
         matrix = p.a.elements("A", self._scope, self._stack)
         if not p.hermitian and (isinstance(p.sigma, complex) or p.a.mirror(False) not in ("symmetric", "hermitian")):
             raise ConfigError(
@@ -312,23 +339,30 @@ def factored(of: Operator, what: str, stack: ExitStack, scope: Scope, **limits: 
         raise NotPositiveDefiniteError(text, pivot=error.pivot, value=error.value) from None
 
 
-def _sparse_inverse(p: Pencil) -> Callable[[Array], Array]:
+def _sparse_inverse(p: Pencil, scope: Scope, stack: ExitStack) -> Callable[[Array], Array]:
+    """By SuperLU. How far its factors fill in is known when they are there; only then can they have a ticket."""
     import scipy.sparse
     from scipy.sparse.linalg import splu
 
     p.a.look("A")
-    a = scipy.sparse.csc_matrix(p.a.linear, dtype=p.a.dtype)
-    if p.m is None:
-        second = scipy.sparse.identity(a.shape[0], a.dtype, format="csc")
-    else:
-        p.m.look("M")
-        second = scipy.sparse.csc_matrix(p.m.linear if p.m.sparse else p.m.dense(), dtype=a.dtype)
-    try:
-        factor = splu(scipy.sparse.csc_matrix(a - p.sigma * second, dtype=a.dtype))
-    except RuntimeError as error:
-        raise ConfigError(
-            f"{p.a.name}: A - sigma M is singular for sigma={p.sigma} ({error}): it is an eigenvalue; move sigma a little"
-        ) from error
+    n, owner = p.a.shape[0], f"{p.a.name}: A - sigma M as a sparse matrix"
+    size = p.a.dtype.itemsize + np.dtype(np.int64).itemsize
+    entries = p.a.linear.nnz + (n if p.m is None else p.m.linear.nnz if p.m.sparse else 2 * n * n)
+    with scope.require("host", 3 * entries * size, owner=owner):
+        a = scipy.sparse.csc_matrix(p.a.linear, dtype=p.a.dtype)
+        if p.m is None:
+            second = scipy.sparse.identity(n, a.dtype, format="csc")
+        else:
+            p.m.look("M")
+            second = scipy.sparse.csc_matrix(p.m.linear if p.m.sparse else p.m.dense(), dtype=a.dtype)
+        a = scipy.sparse.csc_matrix(a - p.sigma * second, dtype=a.dtype)
+        try:
+            factor = splu(a)
+        except RuntimeError as error:
+            raise ConfigError(
+                f"{p.a.name}: A - sigma M is singular for sigma={p.sigma} ({error}): it is an eigenvalue; move sigma a little"
+            ) from error
+    stack.enter_context(scope.require("host", factor.nnz * size, owner=f"{owner}, its factors by SuperLU"))
     return lambda x: np.asarray(factor.solve(np.ascontiguousarray(x)))
 
 

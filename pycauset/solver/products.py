@@ -258,10 +258,13 @@ class StreamedProduct(Product):
         left = limits.host - nbytes
         readers, writers = self.driver.readers(where), self.driver.writers(where)
         try:
-            plan = self.driver.plan(where, left if where.unified else limits.device, left)
-            temporary = temporary_bytes(where, self.driver.operands(plan), readers, writers)
-            if temporary:
-                plan = self.driver.plan(where, left - temporary if where.unified else limits.device, left - temporary)
+            room, temporary = left, 0
+            while True:
+                plan = self.driver.plan(where, room if where.unified else limits.device, room)
+                temporary = temporary_bytes(where, self.driver.operands(plan), readers, writers)
+                if not temporary or room + temporary <= left:
+                    break
+                room = left - temporary if temporary < room // 2 else room // 2  # smaller tiles take smaller temporaries
         except BaseException:
             self._stack.close()
             raise
