@@ -134,6 +134,9 @@ def test_bad_elements_of_sparse_matrices_and_operators(call: Any, k: int) -> Non
     a[70, 10] = a[10, 70] = np.nan
     with pytest.raises(errors.NonFiniteError, match=r"sparse matrix, holds nan at row (10|70), column (70|10)"):
         call(a.tocsr(), k)
+    if call is eigsh:
+        with pytest.raises(errors.NonFiniteError, match="sparse matrix, holds nan"):
+            call(a.tocsr(), k, check=True)
     poisoned = LinearOperator((N, N), lambda x: x * np.nan, rmatvec=lambda x: x, dtype=float)
     with pytest.raises(errors.NonFiniteError, match="LinearOperator gives NaN"):
         call(poisoned, k)

@@ -12,11 +12,11 @@ import pytest
 import scipy.linalg
 import scipy.sparse
 from scipy.sparse.linalg import aslinearoperator
-from scipy.sparse.linalg import eigs as scipy_eigs
 from scipy.sparse.linalg import eigsh as scipy_eigsh
 
 import pycauset
-from pycauset.linalg import eigs, eigsh
+from pycauset.errors import NotConvergedError
+from pycauset.linalg import eigen, eigs, eigsh
 from tests.linalg.cases import DTYPES, on_disk, random, spd
 from tests.tickets import host_bytes_in_use
 
@@ -145,15 +145,89 @@ def test_general_problems_near_a_shift(second: bool, dtype: str, sigma: complex)
         np.testing.assert_allclose(a @ v, right * w, atol=1e-7)
 
 
-def test_minv_instead_of_a_factorisation() -> None:
+@pytest.mark.parametrize("k", [K, N - 1, N])
+def test_minv_instead_of_a_factorisation(k: int) -> None:
     rng = np.random.default_rng()
     a, m = random((N, N), "float64", rng), spd(N, "float64", rng)
     m[0, 1] += 0.5 * m[0, 0]  # need not even be symmetric
     inverse = aslinearoperator(np.linalg.inv(m))
-    w, v = eigs(a, K, aslinearoperator(m), Minv=inverse)
+    w, v = eigs(a, k, aslinearoperator(m), Minv=inverse)
     np.testing.assert_allclose(a @ v, m @ v * w, atol=1e-8)
-    theirs = scipy_eigs(a, K, m, Minv=inverse, return_eigenvectors=False)
-    np.testing.assert_allclose(np.sort(np.abs(w)), np.sort(np.abs(theirs)), rtol=1e-8)
+    theirs = scipy.linalg.eigvals(a, m)
+    np.testing.assert_allclose(np.sort(np.abs(w)), np.sort(np.abs(theirs))[-k:], rtol=1e-8)
+
+
+def test_nearly_all_pairs_near_a_shift_with_a_singular_matrix() -> None:
+    """As many eigenvalues are infinite as M lacks ranks; they are the last ones wanted."""
+    rng = np.random.default_rng()
+    a, m = random((N, N), "float64", rng), random((N, N), "float64", rng) / N**0.5 + 3 * np.eye(N)
+    m[:, :1] = 0
+    m[:1] = 0
+    w, v, stats = eigs(scipy.sparse.csc_matrix(a), N - 1, scipy.sparse.csc_matrix(m), 0.3, return_stats=True)
+    assert np.isfinite(w[: N - 2]).all()
+    distances = np.abs(w[: N - 2] - 0.3)
+    assert np.all(np.diff(distances) > -1e-6 * distances.max())
+    left, right = a @ v[:, : N - 2], m @ v[:, : N - 2] * w[: N - 2]
+    np.testing.assert_allclose(left, right, atol=1e-8 * (1 + np.abs(w[: N - 2]).max()))
+    assert stats.block_size == 0
+
+
+@pytest.mark.parametrize("sigma", [None, -1.0])
+@pytest.mark.parametrize("function", [eigsh, eigs])
+def test_residuals_are_those_of_the_original_problem(function: Any, sigma: float | None) -> None:
+    rng = np.random.default_rng()
+    a, m = hermitian(N, "float64", rng), spd(N, "float64", rng) / N
+    given = {} if sigma is None or function is eigsh else {"OPinv": np.linalg.inv(a - sigma * m)}
+    w, v, stats = function(a, K, m, sigma, tol=1e-5, return_stats=True, **given)
+    measured = np.linalg.norm(a @ v - m @ v * w, axis=0) / np.linalg.norm(v, axis=0)
+    np.testing.assert_allclose(stats.residuals, measured, rtol=1e-3, atol=1e-10)
+    assert np.all(measured <= 1e-4 * stats.norm)
+    exact = np.linalg.norm(a, 2) + np.abs(w).max() * np.linalg.norm(m, 2)
+    assert 0.1 * exact < stats.norm < 1.0001 * exact
+
+
+def test_inverses_and_second_matrices_that_do_not_belong_are_found() -> None:
+    rng = np.random.default_rng()
+    a, m = hermitian(N, "float64", rng), spd(N, "float64", rng)
+    skewed = m + np.triu(np.ones((N, N)), 1) * N
+    for call in (
+        lambda: eigsh(a, K, sigma=0.5, OPinv=np.linalg.inv(a + 20 * np.eye(N))),
+        lambda: eigs(a, K, sigma=0.5, OPinv=np.linalg.inv(a + 20 * np.eye(N))),
+        lambda: eigs(a, K, m, Minv=np.linalg.inv(m + 50 * np.eye(N))),
+        lambda: eigs(a, K, skewed),
+    ):
+        with pytest.raises(NotConvergedError, match="pairs of A and M") as caught:
+            call()
+        assert caught.value.statistics.residuals.max() > 1e-3 * caught.value.statistics.norm
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("how", ["plain", "M", "sigma"])
+def test_eigs_takes_the_hermitian_form_of_what_is_known_to_be_hermitian(
+    monkeypatch: pytest.MonkeyPatch, how: str, dtype: str
+) -> None:
+    rng = np.random.default_rng()
+    a, m = hermitian(N, dtype, rng), spd(N, dtype, rng) / N
+    known = pycauset.asmatrix(a, is_hermitian=True)
+    kinds: list[str] = []
+    pairs = eigen.pairs
+    monkeypatch.setattr(
+        eigen, "pairs", lambda request, kind, *rest, **more: (kinds.append(kind), pairs(request, kind, *rest, **more))[1]
+    )
+    extra: dict[str, Any] = {"plain": {}, "M": {"M": m}, "sigma": {"sigma": -2.0}}[how]
+    for which in ("LM", "SR", "LR"):
+        w, v = eigs(known, K, which=which, **extra)
+        assert w.dtype.kind == v.dtype.kind == "c"
+        assert np.all(w.imag == 0)
+        right = m @ v if how == "M" else v
+        np.testing.assert_allclose(a @ v, right * w, atol=2e5 * eps(dtype))
+        np.testing.assert_allclose(v.conj().T @ right, np.eye(K), atol=1e5 * eps(dtype))
+        if how != "sigma":
+            exact = scipy.linalg.eigh(a, m if how == "M" else None, eigvals_only=True)
+            np.testing.assert_allclose(np.sort(w.real), exact[:K] if which == "SR" else exact[-K:], rtol=1e5 * eps(dtype))
+    assert kinds == ["hermitian"] * 3
+    eigs(a, K)
+    assert kinds[3] == "general"
 
 
 def test_a_definite_matrix_that_is_known_to_be_symmetric_takes_a_shift_in_eigs(tmp_path: Path) -> None:
@@ -202,13 +276,14 @@ def test_starting_vectors_drawn_by_the_caller() -> None:
     np.testing.assert_allclose(np.abs(same[0].T @ other), np.eye(3), atol=1e-7)
 
 
-def test_limits_hold_for_factors_and_products(tmp_path: Path) -> None:
+def test_factors_and_products_under_a_small_limit(tmp_path: Path) -> None:
+    """Of which either matrix takes a third."""
     rng = np.random.default_rng()
     a, m = hermitian(300, "float64", rng), spd(300, "float64", rng) / 300
     operands = on_disk(a, tmp_path / "a.zarr"), on_disk(m, tmp_path / "m.zarr")
     exact = scipy.linalg.eigh(a, m, eigvals_only=True)
-    np.testing.assert_allclose(eigsh(operands[0], 3, operands[1], memory="8MB", return_eigenvectors=False), exact[-3:], rtol=1e-9)
-    near = eigsh(operands[0], 3, operands[1], 0.0, memory="8MB", return_eigenvectors=False)
+    np.testing.assert_allclose(eigsh(operands[0], 3, operands[1], memory="2MB", return_eigenvectors=False), exact[-3:], rtol=1e-9)
+    near = eigsh(operands[0], 3, operands[1], 0.0, memory="2MB", return_eigenvectors=False)
     np.testing.assert_allclose(near, exact[:3], rtol=1e-9)
 
 
