@@ -78,12 +78,14 @@ def eigsh(
     maxiter : int, optional
         Restarts, at most; 10 n by default.
     tol : float
-        Wanted: ``‖A x - λ x‖ <= tol ‖A‖``. Values below machine precision, such as 0, mean machine
-        precision: as far as rounding allows, at worst about ``20 n^½ ε ‖A‖`` (``200 n^½ ε ‖A‖`` in `eigs`).
-        With M or sigma this, and what the statistics say, is of the transformed problem that is iterated on.
+        Wanted: ``‖A x - λ x‖ <= tol ‖A‖``. Values up to ``4 ε``, such as 0, mean machine precision: as far as rounding allows, at
+        worst about ``20 n^½ ε ‖A‖`` (``200 n^½ ε ‖A‖`` in `eigs`). Larger ones are kept, or `NotConvergedError` is raised.
+        With M or sigma this is of the transformed problem that is iterated on. The statistics then have residuals
+        ``‖A x - λ M x‖`` for ``‖x‖ = 1``, measured by a pass over A and M; one above ``tol^½ (‖A‖ + |λ| ‖M‖)`` is an error.
     return_eigenvectors : bool
     Minv : optional
-        Not taken: M is factored.
+        Not taken, nor is M as a LinearOperator: the basis is orthonormal in the inner product of M by its Cholesky factor.
+        `eigs` takes both.
     OPinv : ndarray, sparse matrix or LinearOperator (n, n), optional
         ``(A - sigma M)⁻¹``, instead of a factorisation; multiplies blocks of vectors. A may then be a LinearOperator.
     mode : {"normal", "buckling", "cayley"}
@@ -92,8 +94,8 @@ def eigsh(
     rng : int or numpy.random.Generator, optional
         Draws the starting vector, if there is no v0. By default it is the same in each run.
     block_size : int, optional
-        Vectors that each pass over A multiplies. Copies of an eigenvalue that is repeated more
-        often than that are looked for in further passes.
+        Vectors that each pass over A multiplies. Of a repeated eigenvalue as many copies as that are found for certain. More
+        of them (with 1: a second one) are looked for in further passes, a search that can miss some.
     check : bool
         Compare A with its transpose first, in one more pass.
     return_stats, return_history : bool
@@ -181,8 +183,9 @@ def eigs(
     """Find k eigenvalues and right eigenvectors of a general square matrix: ``A x = λ x``, or ``A x = λ M x``.
 
     Block Krylov-Schur with thick restarts. A real matrix stays in real arithmetic, and conjugate pairs stay together on the way;
-    if the k-th value wanted is the first of a pair, its conjugate is not returned. The eigenvalues of a matrix that is known to
-    be real skew-symmetric come out purely imaginary, and one triangle of it is read.
+    if the k-th value wanted is the first of a pair, its conjugate is not returned. A matrix that is known to be Hermitian (not
+    with ``Minv``, or sigma and M) gets the cheaper iteration of `eigsh`, and its eigenvalues come out real. Those of a matrix
+    that is known to be real skew-symmetric come out purely imaginary. Of both one triangle is read.
 
     Parameters
     ----------
@@ -190,7 +193,8 @@ def eigs(
     progress, resume
         As in `eigsh`.
     M : Matrix, array_like or sparse matrix (n, n), or path, optional
-        Hermitian positive definite, factored by `cholesky`. With ``Minv`` or ``sigma`` any matrix, or a LinearOperator.
+        Hermitian positive definite, factored by `cholesky`. With ``Minv`` or ``sigma`` any matrix, or a LinearOperator; with
+        sigma it may be singular.
     sigma : complex, optional
         Find the eigenvalues near sigma, by solves with ``A - sigma M``: of sparse matrices, of definite matrices that are
         known to be Hermitian, or by ``OPinv``. (An LU factorisation of others comes with a later version.) A complex shift
@@ -208,7 +212,7 @@ def eigs(
     w : ndarray (k,), complex
         The most wanted first.
     v : ndarray (n, k), complex
-        Columns of length one; with M that is factored, in its inner product.
+        Columns of length one; with M that is factored, in its inner product. Orthonormal if A is known to be Hermitian.
     stats : EigenStatistics
         If asked for.
 

@@ -48,9 +48,9 @@ class EigenStatistics:
     block_size, ncv : int
         Columns of a block and, at most, of the basis; 0 where LAPACK took the whole matrix.
     norm : float
-        The estimate of ‖A‖₂ that residuals are compared with, from below.
+        The estimate of ‖A‖₂ that residuals are compared with, from below; with M or sigma, of ‖A‖ + |λ| ‖M‖ for the largest λ.
     residuals : ndarray (k,)
-        ``‖A x - λ x‖₂`` of each returned pair, measured by the last pass.
+        ``‖A x - λ x‖₂`` of each returned pair, measured by the last pass; with M or sigma ``‖A x - λ M x‖₂ / ‖x‖₂``.
     sweeps : int
         Times that the basis was read from disk; 0 where it lay in RAM.
     reused : int
