@@ -43,7 +43,7 @@ _MARGIN_RESTARTED: Final = 0.8
 #: The fewest passes that a look for missed copies gets, and by which factor less than the average of a direction a random
 #: vector may have, beside what the look finds out itself (`ArnoldiDriver._rising`).
 _LOOK_LEAST: Final = 4
-_LOOK_UNLUCKY: Final = 1.0
+_LOOK_UNLUCKY: Final = 2.0
 
 
 class Progress(NamedTuple):
@@ -69,8 +69,7 @@ class Restart:
         Columns that the last restart kept; blocks follow.
     h : ndarray (size + width, size)
         The coefficients.
-    starts, round, granted : int
-    rest : float
+    starts, round, latest, granted : int
         As in the driver.
     rng : dict
         State of the random numbers.
@@ -86,8 +85,8 @@ class Restart:
     norm: float
     starts: int
     round: int
+    latest: int
     granted: int
-    rest: float
     rng: dict[str, Any]
     history: list[Progress]
 
@@ -126,10 +125,10 @@ class ArnoldiDriver:
         Random directions that the space has grown from: so many copies of an eigenvalue it can have found.
     round : int
         Passes when the present look for further copies may end, 0 where there was none.
+    latest : int
+        Passes when it ends in any case, unless something was found.
     granted : int
         Restarts when it began.
-    rest : float
-        Where the best of the other Ritz values stood then, against the last wanted one.
     cut_short : bool
         The pairs have converged, but a look for further copies ran out of restarts, or had no room in the basis.
     history : list of Progress
@@ -155,8 +154,8 @@ class ArnoldiDriver:
     norm: float = 0.0
     starts: int = 0
     round: int = 0
+    latest: int = 0
     granted: int = 0
-    rest: float = 0.0
     converged: bool = False
     cut_short: bool = False
     history: list[Progress] = field(default_factory=list)
@@ -243,7 +242,7 @@ class ArnoldiDriver:
         j, p, self._kept = begun.size, begun.width, begun.kept
         self._h[: j + p, :j] = begun.h
         self.passes, self.restarts, self.locked, self.norm = begun.passes, begun.restarts, begun.locked, begun.norm
-        self.starts, self.round, self.granted, self.rest = begun.starts, begun.round, begun.granted, begun.rest
+        self.starts, self.round, self.latest, self.granted = begun.starts, begun.round, begun.latest, begun.granted
         self.history = list(begun.history)
         self._rng.bit_generator.state = begun.rng
         return j, p
@@ -260,8 +259,8 @@ class ArnoldiDriver:
             self.norm,
             self.starts,
             self.round,
+            self.latest,
             self.granted,
-            self.rest,
             dict(self._rng.bit_generator.state),
             self.history,
         )
@@ -357,11 +356,10 @@ class ArnoldiDriver:
         return surplus(values, wanted, self.which, real=self.basis.dtype.kind != "c" and self.kind != "hermitian")
 
     def _rising(self, ritz: Ritz) -> bool:
-        """Whether a look shows something better than all that was known beside the wanted pairs, and still on its way up."""
+        """Whether the residual of another Ritz value still reaches above the last wanted one, and there is time left."""
         k = self.plan.k
         others = self._surplus(ritz.values[k:], ritz.values[:k])
-        news = others > self.rest + 10 * self.tol * self.norm
-        return self.round > 0 and bool((news & (others < 0) & (others + ritz.residuals[k:] > 0)).any())
+        return self.passes < self.latest and bool(((others < 0) & (others + ritz.residuals[k:] > 0)).any())
 
     def _passes_to_see(self, ritz: Ritz, missing: Array) -> int:
         """Passes after which a missing copy of one of the values ``missing`` is ahead of the last wanted one.
@@ -412,7 +410,7 @@ class ArnoldiDriver:
         self.starts += width
         self.restarts += 1
         self.granted = self.restarts
-        self.round = self.passes + self._passes_to_see(ritz, missing)
-        self.rest = float(self._surplus(ritz.values[plan.k :], ritz.values[: plan.k]).max())
+        passes = self._passes_to_see(ritz, missing)
+        self.round, self.latest = self.passes + passes, self.passes + 2 * passes
         self.converged = False
         return keep, width

@@ -39,7 +39,7 @@ _SHARE: Final = 20  # of the time of work, a checkpoint may take one part in so 
 _RATE: Final = 2e8  # bytes a second, before the first one has been written
 _DAYS: Final = 30
 _SUFFIX: Final = ".krylov"
-_STATE: Final = ("size", "width", "kept", "passes", "restarts", "locked", "starts", "round", "granted")
+_STATE: Final = ("size", "width", "kept", "passes", "restarts", "locked", "starts", "round", "latest", "granted")
 
 
 class Checkpoint:
@@ -137,7 +137,6 @@ def _write(file: BinaryIO, request: dict[str, Any], begun: Restart, basis: Basis
             "columns": columns,
             "state": [getattr(begun, name) for name in _STATE],
             "norm": begun.norm.hex(),
-            "rest": begun.rest.hex(),
             "rng": begun.rng,
             "history": [[*entry[:-1], float(entry[-1]).hex()] for entry in begun.history],
         }
@@ -180,8 +179,8 @@ def _read(file: BinaryIO, request: dict[str, Any], basis: Basis) -> tuple[Restar
     if crc != record["crc"]:
         raise ValueError("its checksum does not fit")
     history = [Progress._make([*entry[:-1], float.fromhex(entry[-1])]) for entry in record["history"]]
-    norm, rest = (float.fromhex(record[name]) for name in ("norm", "rest"))
-    begun = Restart(h=h, norm=norm, rest=rest, rng=record["rng"], history=history, **state)
+    norm = float.fromhex(record["norm"])
+    begun = Restart(h=h, norm=norm, rng=record["rng"], history=history, **state)
     return begun, int(record["columns"])
 
 

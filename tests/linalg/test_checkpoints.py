@@ -83,6 +83,22 @@ def test_it_goes_on_to_the_same_bits(tmp_path: Path, isolated: Path, what: str, 
     assert not files(isolated)
 
 
+@pytest.mark.parametrize("memory", [None, "900kB"])
+def test_work_without_a_restart_is_taken_up(tmp_path: Path, isolated: Path, memory: str | None) -> None:
+    """A pass over a large matrix on disk takes minutes: what was done before the first restart counts, too."""
+    m = matrix("eigsh", "float64", tmp_path)
+    options = {"which": "LA", "block_size": 3, "ncv": 150, "tol": 1e-3, "memory": memory, "return_stats": True}
+    whole = eigsh(m, K, **options)
+    assert whole[-1].restarts == 0
+    passes = whole[-1].passes // 2
+    interrupt(lambda: eigsh(m, K, **options), passes)
+    again = eigsh(m, K, **options)
+    assert again[-1].reused == passes
+    np.testing.assert_array_equal(whole[0], again[0])
+    np.testing.assert_array_equal(whole[1], again[1])
+    assert not files(isolated)
+
+
 def test_other_work_never_uses_it(tmp_path: Path, isolated: Path) -> None:
     m = matrix("eigsh", "float64", tmp_path)
     interrupt(lambda: eigsh(m, K, **OPTIONS), 20)
