@@ -324,7 +324,7 @@ def _check_original(
         raise NotConvergedError(
             f"{request.name}: {int(good.sum())} of {request.k} pairs are pairs of A and M, up to {request.tol**0.5:.1e} of "
             f"‖A‖ + |λ| ‖M‖ (worst residual {worst:.1e}), though the transformed problem has converged: is M Hermitian positive "
-            "definite where it is factored, and do OPinv or Minv belong to A, M and sigma? Then M is too close to singular. "
+            "definite where it is factored, and do OPinv or Minv belong to A, M and sigma? If so, M is too close to singular. "
             "The pairs that are good are in eigenvalues and eigenvectors",
             eigenvalues=values[good],
             eigenvectors=vectors[:, good],
