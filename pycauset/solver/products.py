@@ -166,11 +166,12 @@ class ResidentProduct(Product):
     resident = True
 
     def __init__(self, a: Any, xp: Any, dtype: np.dtype[Any], *, gram: str = "", scope: Scope) -> None:
-        self._stack = ExitStack()
-        if a.dtype != dtype:
-            nbytes = int(a.size) * dtype.itemsize
-            self._stack.enter_context(scope.require("device", nbytes, owner=f"the {a.dtype} matrix as {dtype}"))
-            a = a.astype(dtype)
+        with ExitStack() as stack:
+            if a.dtype != dtype:
+                nbytes = int(a.size) * dtype.itemsize
+                stack.enter_context(scope.require("device", nbytes, owner=f"the {a.dtype} matrix as {dtype}"))
+                a = a.astype(dtype)
+            self._stack = stack.pop_all()
         self._a, self._xp, self._gram = a, xp, gram
         self._home = getattr(xp, "asnumpy", np.asarray)
 
