@@ -28,7 +28,7 @@ from pycauset.storage.base import TileStore
 from pycauset.tiling import Rect, ceil_div, round_up
 from pycauset.units import format_bytes
 
-__all__ = ["MIRRORS", "BlockProductDriver", "BlockProductPlan"]
+__all__ = ["LOOKAHEAD", "MIRRORS", "BlockProductDriver", "BlockProductPlan"]
 
 _A, _X, _Y, _Z = 0, 1, 2, 3
 _SMALLEST: Final = 4 << 20
@@ -37,6 +37,8 @@ _PIECE: Final = 16 << 20
 _FREE, _FREE_ON_GPU = 1024, 4096
 #: Slots for tiles that come and go.
 _AHEAD: Final = 3
+#: Tasks of `Y = op(A) X` that must be known before the first starts: the driver itself says what stays.
+LOOKAHEAD: Final = 2
 
 #: How the tile above the diagonal follows from the one below: operation and factor.
 MIRRORS: Final = {"symmetric": ("T", 1.0), "hermitian": ("H", 1.0), "skew": ("T", -1.0), "skew-hermitian": ("H", -1.0)}

@@ -42,6 +42,8 @@ __all__ = ["AsyncStreamer", "has_no_chunks"]
 _ALIGN = 4096
 #: Tasks that may be under way at once; bounds how much work an interruption must wait for.
 _IN_FLIGHT = 48
+#: With fewer tasks under way the device may soon have nothing to do.
+_FEW = 8
 
 
 class AsyncStreamer:
@@ -59,6 +61,9 @@ class AsyncStreamer:
         The host level of a device that is not unified: how many slots of how many bytes.
     readers, writers : int
         Threads that read and write stores.
+    lookahead : int, optional
+        Tasks that are looked at before the first of them is planned, to choose what to evict; by default as many as slots
+        retain. An algorithm that drops every tile itself needs few, and starts sooner.
     mode : {"async", "sync"}
         ``"sync"`` does one thing at a time, in the same order, with the same bits.
     timeline : bool
@@ -77,6 +82,7 @@ class AsyncStreamer:
         host_slot_bytes: int = 0,
         readers: int = 2,
         writers: int = 1,
+        lookahead: int | None = None,
         mode: Mode = "async",
         timeline: bool = False,
         on_progress: Callable[[float], None] | None = None,
@@ -111,6 +117,9 @@ class AsyncStreamer:
         )
         total = sum(slots for slots, _ in pools.values())
         self._window = max(64, min(10 * total, 4096)) if mode == "async" else 10 * max(total, 1)
+        self._host_window = max(self._window, 10 * host_slots)
+        if lookahead is not None:
+            self._window = self._host_window = lookahead
         self._host: CachePlanner | None = None
         if not device.unified and not all(self._host_in_place):
             self._host = CachePlanner([("host", host_slots)], [None if here else 0 for here in self._host_in_place])
@@ -344,7 +353,7 @@ class AsyncStreamer:
                 self._on_device(action)
         if self._host is not None:
             # Reads may start at once while host slots are empty; then the window spans what the host level retains.
-            window = max(self._window, 10 * self._host_slots) if self._host.misses + len(self._host) > self._host_slots else 8
+            window = self._host_window if self._host.misses + len(self._host) > self._host_slots else 8
             while len(self._host) > window:
                 self._plan_host()
 
@@ -353,8 +362,12 @@ class AsyncStreamer:
         self._perform_host(self._host.pop())
         # Reads start as soon as they are planned; what follows them waits here, so that reading runs ahead.
         depth = 0 if self._eager else 4 * self._host_slots + 64
-        while len(self._waiting) > depth:
+        while len(self._waiting) > depth or (self._waiting and len(self._running) < _FEW and self._is_ready()):
             self._issue()
+
+    def _is_ready(self) -> bool:
+        """Whether the next action can be issued without waiting for a host thread."""
+        return all(done.done() for waits in self._waiting[0][1] for done in waits)
 
     def _perform_host(self, actions: list[Action]) -> None:
         """Carry out actions of the host level: reads at once, the rest in order behind them.

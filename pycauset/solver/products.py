@@ -15,7 +15,7 @@ import numpy as np
 
 from pycauset.devices.base import Device
 from pycauset.devices.blas import adjoint_product, hemv, product
-from pycauset.drivers.block_product import BlockProductDriver
+from pycauset.drivers.block_product import LOOKAHEAD, BlockProductDriver
 from pycauset.drivers.slots import temporary_bytes
 from pycauset.drivers.streamer import AsyncStreamer
 from pycauset.errors import NonFiniteError
@@ -279,6 +279,7 @@ class StreamedProduct(Product):
             host_slot_bytes=plan.host_slot_bytes,
             readers=readers,
             writers=writers,
+            lookahead=None if gram else LOOKAHEAD,
         )
         try:
             self._stack.enter_context(self._streamer)
