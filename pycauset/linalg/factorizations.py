@@ -391,18 +391,19 @@ class _Cholesky:
         )
         del request["operands"]["a"]["structure"]  # finishing changes it
         with open_journal(store.path, request, resume=resume, replaceable=self.source is not None) as journal:
-            mixture = store.unfinished and not journal.resumed
+            mixture = False
             if journal.finished:
                 self.matrix = Matrix(open_store(store.path))
                 if known(self.matrix._flags(), f"is_{self.part}_triangular"):
                     return self.matrix
             else:
-                if not journal.resumed and not mixture:
-                    self._check_not_done()
-                    self._look_first(store)
                 journal.in_place(store)
+                mixture = store.unfinished and not journal.resumed
                 if mixture:
                     journal.begin(RESTORING)
+                elif not journal.resumed:
+                    self._check_not_done()
+                    self._look_first(store)
                 if not interrupted_restore(journal, self.source):
                     self._with_journal(store, journal)
                     return None

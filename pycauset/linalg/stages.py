@@ -128,7 +128,7 @@ class Stages:
             self.complete = True
             return
         if self.result.finished or done.exists() or resume == "restart":
-            self._remove()
+            remove_stages(self._target)
         if self.result.finished:
             return
         if request.exists():
@@ -272,16 +272,13 @@ class Stages:
             if stages_request(self._target).exists():
                 os.replace(stages_request(self._target), stages_done(self._target))
                 fsync_folder(os.fspath(self._folder))
-            self._remove()
+            remove_stages(self._target)
         try:
             return self.result.finish(flags, vector=vector)
         except StoreError as error:
             if not self.complete:
                 raise
             raise JournalError(f"{self._folder} is gone, and {self._name} is not finished: {error}; {RESTART}") from error
-
-    def _remove(self) -> None:
-        remove_stages(self._target)
 
     def __enter__(self) -> Self:
         from pycauset.solver.circumstances import tally
@@ -295,7 +292,7 @@ class Stages:
         self._made.clear()
         self.result.__exit__(kind, error, trace)
         if isinstance(error, MATHEMATICS) and self._folder is not None:
-            self._remove()
+            remove_stages(self._target)
         if isinstance(error, MemoryLimitError) and held:
             error.add_note(f"{self._name} holds {format_bytes(held)} of RAM beside this step, which count under its limit too")
 
@@ -322,7 +319,7 @@ def _read(request: Path) -> dict[str, Any]:
         If it is no such file.
     """
     try:
-        found = json.loads(request.read_text(encoding="utf-8"))
+        found = {"tiles": {}, **json.loads(request.read_text(encoding="utf-8"))}
         for name in ("request", "limits", "circumstances", "profile", "tasks", "tiles"):
             if not isinstance(found[name], dict):
                 raise TypeError(f"{name} is {found[name]!r}")

@@ -287,8 +287,11 @@ class Journal:
         """
         if not isinstance(store, ZarrStore) or os.path.realpath(self.target) != store.identity[1]:
             raise ConfigError(f"the journal {self.path} is of {self.target}, a Zarr folder; {store} cannot have it")
-        mixture = store.unfinished and not self.resumed
-        if mixture and not (self._restarted and (self.target / UNFINISHED).is_file()):
+        # `look` gives a matrix that no tile has replaced its metadata back; whoever opened it before does not know.
+        mixture = store.unfinished and not self.resumed and not store.take_back()
+        if mixture and not (self.target / UNFINISHED).is_file():
+            raise JournalError(f"{store} was unfinished when it was opened, and is not any more; open it again")
+        if mixture and not self._restarted:
             raise JournalError(f"{store} is unfinished and has no journal that tells what is in it; make it again")
         self._group, self._in_place = GroupCommit(store, self._file), True
         if self.resumed:
@@ -398,16 +401,18 @@ class Journal:
             return
         self.flush()
         self._commits.close()
+        self._check_recorded()
+        self._file.append([{"complete": True}])
+        self.complete = True
+
+    def _check_recorded(self) -> None:
+        """Refuse to finish what has chunks without a record."""
         store = self.store
         safe = {key for rect in self._commits.safe for _, key in store.stored_chunks(rect)}
         missing = [key for _, key in store.stored_chunks(Rect(0, store.shape[0], 0, store.shape[1])) if key not in safe]
         if missing:
-            raise StoreError(
-                f"{store} cannot be finished: {len(missing)} of its chunks are not on record in the journal {self.path}, the "
-                f"first is {missing[0]}; {self.remedy}"
-            )
-        self._file.append([{"complete": True}])
-        self.complete = True
+            gaps = f"{len(missing)} of its chunks are not on record in the journal {self.path}, the first is {missing[0]}"
+            raise StoreError(f"{store} cannot be finished: {gaps}; {self.remedy}")
 
     def finish(self, **attributes: Any) -> None:
         """Give the output its name, with ``attributes`` in its metadata, and remove the journal.
@@ -419,6 +424,8 @@ class Journal:
         """
         self.flush()
         self._commits.close()
+        if self.header.get("mixture"):  # its old chunks are worth nothing
+            self._check_recorded()
         self.store.finish(attributes, before=lambda text: self._file.append([{"finished": mark(text.encode())}]))
         self._file.remove()
 

@@ -28,8 +28,8 @@ from pycauset.storage.output import UNFINISHED, fsync_folder, journal_path
 
 __all__ = ["FORMAT", "RESTART", "JournalFile", "format_record", "hint", "locked", "read_journal", "remedy", "unusable"]
 
-FORMAT: Final = 1
-"""Version of the format, the header's ``"pycauset_journal"``."""
+FORMAT: Final = 2
+"""Version of the format, the header's ``"pycauset_journal"``. Another one is refused: 1 knew no ``mixture``."""
 
 RESTART: Final = 'start over with resume="restart"'
 """The remedy where nothing has been overwritten."""

@@ -304,6 +304,23 @@ class ZarrStore(StagingStore):
         self._changed = False
         self._state.bump()
 
+    def take_back(self) -> bool:
+        """Whether a store from :meth:`reopen` is finished after all: its metadata are back in their place, as it knows them."""
+        if not self._moved_metadata or os.path.exists(os.path.join(self._root, UNFINISHED)):
+            return False
+        metadata = os.path.join(self._root, "zarr.json")
+        try:
+            with open(metadata, "rb") as file:
+                found = parse_document(file.read(), metadata)
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise store_error(error, f"reading {metadata}") from error
+        if found is None or found.dump() != self._meta.dump():
+            return False
+        self._unfinished = self._moved_metadata = self._changed = self._closed = False
+        return True
+
     def commit(self, **attributes: Any) -> None:
         """Finish the output: check that every chunk was written, then write the metadata, then give it its name.
 

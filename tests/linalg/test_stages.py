@@ -17,6 +17,7 @@ from pycauset.governor.ticket import Ticket
 from pycauset.linalg import cho_solve, cholesky, inv, lstsq, solve, stages
 from pycauset.solver import run
 from pycauset.storage.journalfile import JournalFile
+from pycauset.storage.output import remove_stages
 from tests.interruptions import leaves_something
 from tests.linalg.cases import DTYPES, on_disk, random, spd
 
@@ -127,15 +128,15 @@ def test_a_stop_in_the_last_moments(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         def stop(*args: Any, **options: Any) -> Any:
             raise KeyboardInterrupt
 
-        removed, closed = stages.Stages._remove, JournalFile.close
+        removed, closed = remove_stages, JournalFile.close
 
         def then_stop(first: Callable[[Any], None]) -> Callable[[Any], None]:
             return lambda self: (first(self), stop())[0]
 
         if moment == "marked":
-            patched.setattr(stages.Stages, "_remove", stop)
+            patched.setattr(stages, "remove_stages", stop)
         elif moment == "emptied":
-            patched.setattr(stages.Stages, "_remove", then_stop(removed))
+            patched.setattr(stages, "remove_stages", then_stop(removed))
         else:
             whole = JournalFile.remove
             patched.setattr(

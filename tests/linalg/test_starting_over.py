@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,9 +15,10 @@ import pytest
 import pycauset
 from pycauset import Matrix, errors
 from pycauset.linalg import cho_solve, cholesky, inv, solve, solve_triangular
-from pycauset.solver import last_statistics
+from pycauset.solver import blocked, last_statistics
 from pycauset.storage import FunctionStore
-from pycauset.storage.journal import read_journal
+from pycauset.storage.journal import Journal, read_journal
+from pycauset.storage.output import UNFINISHED
 from tests.linalg.cases import DTYPES, on_disk, random, spd
 from tests.linalg.test_stages import Stop, names
 
@@ -92,6 +94,17 @@ def test_a_step_that_was_computed_from_what_is_overwritten_now_is_not_computed_a
         system.call("solve in place")
     (tmp_path / "away").rename(half)
     system.check(system.call("solve in place"))
+
+
+def test_a_request_without_numbers_of_tiles_is_followed(tmp_path: Path) -> None:
+    system = System(tmp_path)
+    system.interrupt("path", 1)
+    request = tmp_path / "x.zarr.stages" / "request.json"
+    found = json.loads(request.read_text())
+    assert found.pop("tiles")
+    request.write_text(json.dumps(found))
+    system.check(system.call("path"))
+    assert names(tmp_path) == {"a.zarr", "f.zarr", "x.zarr"}
 
 
 # ---- outputs of another type ---------------------------------------------------------------------------------------------
@@ -219,6 +232,60 @@ def test_a_started_over_matrix_is_never_taken_for_a_finished_one(tmp_path: Path,
             solve_triangular(system.factor, pycauset.open(system.path), lower=True, overwrite_b=True, resume=resume)
         assert not (system.path / "zarr.json").exists()
     system.check(np.linalg.solve(np.asarray(system.factor).conj().T, np.asarray(work())))
+
+
+@contextlib.contextmanager
+def killed_before_a_tile(monkeypatch: pytest.MonkeyPatch, path: Path) -> Iterator[None]:
+    """The header for ``path`` is on disk, no tile is, and nobody tidies up."""
+    go_on = blocked._stream
+
+    def stop(*args: Any) -> Any:
+        if (path / UNFINISHED).exists():
+            raise KeyboardInterrupt
+        return go_on(*args)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(blocked, "_stream", stop)
+        patched.setattr(Journal, "suspend", lambda journal: journal._file.close())
+        yield
+    assert not tiles(path.with_name(f"{path.name}.journal"))
+    assert not (path / "zarr.json").exists()
+
+
+@pytest.mark.parametrize("how", ["cholesky", "cholesky restore", "solve_triangular", "matrix", "solve in place"])
+def test_what_was_killed_before_its_first_tile_starts_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    """Nothing was overwritten yet: the matrix is taken back as it was."""
+    system = System(tmp_path)
+    lower = np.asarray(system.factor)
+    if "cholesky" in how:
+        on_disk(system.a, system.path)
+        expected: Array = lower
+    else:
+        system.lay("matrix" if how == "matrix" else "in place")
+        expected = system.expected if "place" in how else np.linalg.solve(lower, system.b)
+
+    def work(**options: Any) -> Array:
+        x = pycauset.open(system.path)
+        if "cholesky" in how:
+            restore = source(system.a) if "restore" in how else None
+            return np.asarray(cholesky(x, overwrite=True, memory="700kB", restore=restore, **options))
+        if "place" in how:
+            return system.call(how, **options)
+        options |= {"out": x} if how == "matrix" else {"overwrite_b": True}
+        b = system.b if how == "matrix" else x
+        return np.asarray(solve_triangular(system.factor, b, lower=True, memory=MEMORY, **options))
+
+    with killed_before_a_tile(monkeypatch, system.path):
+        work()
+    with stopped_before_a_tile(monkeypatch):  # interrupted, it leaves the matrix as it was
+        work(resume="restart")
+    assert (system.path / "zarr.json").exists()
+    for resume in (True, "restart"):  # the work that starts over may be killed there as well
+        with killed_before_a_tile(monkeypatch, system.path):
+            work(resume=resume)
+    found = work(resume="restart")
+    assert np.abs(found - expected).max() <= 1e-3 * np.abs(expected).max()
+    assert names(tmp_path) == {"a.zarr", "f.zarr", "x.zarr"}
 
 
 def source(a: Array, fail_after: float = np.inf) -> Matrix:

@@ -144,8 +144,14 @@ def test_in_place_without_a_record_the_matrix_is_as_it_was(path: Path, rng: np.r
             if ending == "restart":
                 store.suspend()
                 journal._file.close()
-                with open_journal(path, REQUEST, resume="restart") as fresh:
-                    assert not fresh.resumed
+                given = open_store(path, unfinished=True)
+                for replaceable in (False, True):
+                    with open_journal(path, REQUEST, resume="restart", replaceable=replaceable) as fresh:
+                        assert not fresh.resumed
+                        np.testing.assert_array_equal(contents(fresh.in_place(given)), a)
+                        fresh.begin({})
+                        assert not (path / "zarr.json").exists()
+                    np.testing.assert_array_equal(contents(given), a)
             else:
                 getattr(journal, ending)()
         assert names(path.parent) == ["a.zarr"]

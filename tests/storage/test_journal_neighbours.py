@@ -208,7 +208,7 @@ def test_the_advice_fits_work_in_place(path: Path, rng: np.random.Generator, tro
     elif trouble == "format":
         from pycauset.storage.journalfile import format_record
 
-        file.write_bytes(format_record({"pycauset_journal": 2}) + b"".join(lines[1:]))
+        file.write_bytes(format_record({"pycauset_journal": 1}) + b"".join(lines[1:]))
     elif trouble == "record":
         from pycauset.storage.journalfile import format_record
 
@@ -242,6 +242,43 @@ def test_in_place_without_a_record_starting_over_is_good_advice(path: Path, rng:
         open_journal(path, {**REQUEST, "threads": 7})
     with open_journal(path, {**REQUEST, "threads": 7}, resume="restart") as again:
         np.testing.assert_array_equal(contents(again.in_place(open_store(path))), a)
+
+
+def test_what_another_object_has_finished_since_is_not_taken_for_what_it_was(path: Path, rng: np.random.Generator) -> None:
+    a = rng.standard_normal((N, N))
+    made(path, a)
+    killed = open_journal(path, REQUEST)
+    killed.in_place(open_store(path))
+    killed.begin({})
+    killed._file.close()
+    given, other = (open_store(path, unfinished=True) for _ in range(2))
+    with open_journal(path, REQUEST) as journal:
+        journal.in_place(other)
+        fill(journal, -a)
+        journal.finish()
+    resumes: list[Any] = [True, "restart"]
+    for resume in resumes:
+        with open_journal(path, REQUEST, resume=resume) as journal, pytest.raises(JournalError, match="open it again"):
+            journal.in_place(given)
+    np.testing.assert_array_equal(contents(open_store(path)), -a)
+
+
+def test_a_mixture_that_starts_over_is_finished_only_with_all_its_chunks(path: Path, rng: np.random.Generator) -> None:
+    a = interrupted(path, rng, in_place=True)
+    resumes: list[Any] = ["restart", True]
+    for resume in resumes:
+        journal = open_journal(path, REQUEST, resume=resume, replaceable=True)
+        journal.in_place(open_store(path, unfinished=True))
+        journal.begin({})
+        if resume == "restart":
+            fill(journal, 2 * a, tiles=TILES[:3])
+        with pytest.raises(StoreError, match=r"1 of its chunks are not on record.*start over with"):
+            journal.finish()
+        if resume == "restart":
+            journal.suspend()
+    fill(journal, 2 * a, tiles=TILES[3:])
+    journal.finish()
+    np.testing.assert_array_equal(contents(open_store(path)), 2 * a)
 
 
 # ---- names and options ----------------------------------------------------------------------------------------------------
