@@ -65,7 +65,7 @@ def plan(
     Raises
     ------
     ConfigError
-        If no such operation can be planned.
+        If no such operation can be planned, or there is nothing to plan: `solve` and `inv` of diagonal matrices.
     ShapeError, DtypeError
         If the operands do not fit.
     MemoryLimitError

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pycauset.errors import NonFiniteError
+from pycauset.errors import ConfigError, NonFiniteError
 from pycauset.linalg.factorizations import cholesky
 from pycauset.linalg.operands import kernel_type, square, stored
 from pycauset.linalg.results import check_options
@@ -76,7 +76,14 @@ def slogdet(
 def _slogdet(
     name: str, a: Any, assume_a: str | None, overwrite_a: bool, check_finite: bool, limits: dict[str, Any]
 ) -> SlogdetResult:
+    from pycauset.solver.run import named_limit
+
     check_options(limits["progress"])
+    for limit in ("memory", "gpu_memory"):
+        named_limit(limits[limit], limit)
+    for option, value in (("overwrite_a", overwrite_a), ("check_finite", check_finite)):
+        if not isinstance(value, (bool, np.bool_, int, np.integer)):  # text, meant as assume_a, would be a permission
+            raise ConfigError(f"{name}: {option} is {value!r}; it must be True or False. Give assume_a by name")
     matrix = square(name, a)
     dtype = kernel_type(name, matrix.dtype)
     real = np.dtype(f"f{dtype.itemsize // 2}") if dtype.kind == "c" else dtype

@@ -41,10 +41,9 @@ def solve_diagonal(
     ------
     SingularMatrixError, NonFiniteError, MemoryLimitError, StoreError
     """
-    from pycauset.solver.run import named_limit
-
+    limit = _limit(limits)
     pivots = _pivots("solve", a, dtype, check_finite)
-    source, limit = stored(right), named_limit(limits["memory"], "memory")
+    source = stored(right)
     array = right._array if right.op == "N" else None
     in_place = overwrite and out is None and array is not None and right.store.writable and right.dtype == dtype
     reads = (a.store,) if in_place else (a.store, right.store)
@@ -77,14 +76,12 @@ def invert_diagonal(a: Matrix, dtype: np.dtype[Any], *, check_finite: bool, out:
     ------
     SingularMatrixError, NonFiniteError, MemoryLimitError, StoreError
     """
-    from pycauset.solver.run import named_limit
-
+    limit = _limit(limits)
     pivots = _pivots("inv", a, dtype, check_finite)
-    with np.errstate(over="ignore"):
+    with np.errstate(all="ignore"):  # an error follows, with the index
         inverses = 1 / pivots
     if check_finite and not np.isfinite(inverses).all():
         raise NonFiniteError(f"inv: the inverse overflows {dtype} at index {int(np.flatnonzero(~np.isfinite(inverses))[0])}")
-    limit = named_limit(limits["memory"], "memory")
 
     def spread(rect: Rect, block: Array) -> None:
         block[...] = 0
@@ -95,6 +92,14 @@ def invert_diagonal(a: Matrix, dtype: np.dtype[Any], *, check_finite: bool, out:
         _fill("inv", result, dtype, spread, limit, limits["progress"])
         inverse: Matrix = result.finish(mask("is_diagonal"))
         return inverse
+
+
+def _limit(limits: dict[str, Any]) -> int | None:
+    """The host limit in bytes; one for the GPU, which is not used, must be a size all the same."""
+    from pycauset.solver.run import named_limit
+
+    named_limit(limits["gpu_memory"], "gpu_memory")
+    return named_limit(limits["memory"], "memory")
 
 
 def _pivots(name: str, a: Matrix, dtype: np.dtype[Any], check_finite: bool) -> Array:

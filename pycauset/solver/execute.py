@@ -16,8 +16,8 @@ from pycauset.drivers.matmul import MatmulDriver
 from pycauset.drivers.triangular_product import TriangularProductDriver
 from pycauset.errors import ConfigError, DeviceError, DtypeError, OverlapError, PycausetWarning, ShapeError
 from pycauset.governor import governor
-from pycauset.solver.factor import Factor, Layout, layout_of, triangular
-from pycauset.solver.routes import ProductDriver, Route, SolverPlan, in_memory, matmul_routes
+from pycauset.solver.factor import Factor, Layout, in_memory, layout_of, triangular
+from pycauset.solver.routes import ProductDriver, Route, SolverPlan, matmul_routes
 from pycauset.solver.run import Limits, clean_stop, least_memory, named_limit, operation_limits, record_statistics, run_streamed
 from pycauset.storage import ArrayStore, TileStore, aligned_empty, scratch_store
 from pycauset.tiling import Rect
@@ -58,7 +58,9 @@ class _Product:
     def driver(self) -> ProductDriver:
         a, b, layout = self.a, self.b, self.layout
         if layout.kernel == "trmm":
-            side, uplo = triangular(a, b) or ("L", "L")
+            triangle = triangular(a, b)
+            assert triangle is not None
+            side, uplo = triangle
             t, other = (a, b) if side == "L" else (b, a)
             array = in_memory(other.store) if other.op == "T" else None
             store = other.store if array is None else ArrayStore(array.T)
@@ -143,16 +145,21 @@ def _result_in_ram(layout: Layout, host: int | None) -> bool:
 
 def _plan(product: _Product, *, thorough: bool = False, remedy: bool = True) -> tuple[SolverPlan, ProductDriver]:
     """The routes; where all are refused and ``remedy`` says so, with the limit that would do."""
-    if product.layout.kernel == "trmm" and product.beta == 0:
-        found = _plan_as_laid_out(product, thorough=thorough, remedy=False)
-        if not found[0].routes[0].refused:
-            return found
-    if product.layout.kernel == "trmm":  # it adds to nothing, and a full product may fit where it does not
-        product = replace(product, layout=product.layout._replace(kernel="gemm"))
-    return _plan_as_laid_out(product, thorough=thorough, remedy=remedy)
+    laid_out = product
+    if product.layout.kernel == "trmm":
+        if product.beta == 0:
+            found = _plan_as_laid_out(product, thorough=thorough)
+            if not found[0].routes[0].refused:
+                return found
+        # TRMM adds to nothing, and a full product may fit where it does not.
+        laid_out = replace(product, layout=product.layout._replace(kernel="gemm"))
+    solution, driver = _plan_as_laid_out(laid_out, thorough=thorough)
+    if remedy and solution.routes[0].refused:
+        solution = replace(solution, enough=_enough(product))
+    return solution, driver
 
 
-def _plan_as_laid_out(product: _Product, *, thorough: bool, remedy: bool) -> tuple[SolverPlan, ProductDriver]:
+def _plan_as_laid_out(product: _Product, *, thorough: bool) -> tuple[SolverPlan, ProductDriver]:
     backend = config.get("backend")
     profile = load_profile()
     layout = product.layout
@@ -182,8 +189,7 @@ def _plan_as_laid_out(product: _Product, *, thorough: bool, remedy: bool) -> tup
     )
     flops = driver.problem(devices.cpu()).flops
     depth, in_ram = product.a.shape[1], product.result_bytes()
-    enough = _enough(product) if remedy and routes[0].refused else ""
-    return SolverPlan("matmul", layout, depth, routes, flops, backend, limits, in_ram, enough), driver
+    return SolverPlan("matmul", layout, depth, routes, flops, backend, limits, in_ram), driver
 
 
 def _enough(product: _Product) -> str:

@@ -12,7 +12,7 @@ from pycauset.properties import known
 from pycauset.storage import TileStore, default_chunks
 from pycauset.tiling import Rect
 
-__all__ = ["Factor", "Layout", "kernel_of", "layout_of", "triangular"]
+__all__ = ["Factor", "Layout", "in_memory", "kernel_of", "layout_of", "triangular"]
 
 _KERNELS_FOR = ("float32", "float64", "complex64", "complex128")
 
@@ -46,6 +46,11 @@ class Layout(NamedTuple):
     kernel: str
 
 
+def in_memory(store: TileStore) -> np.ndarray[Any, Any] | None:
+    """The store's elements as an array, if they lie in this process's memory."""
+    return store.view(Rect(0, store.shape[0], 0, store.shape[1]))
+
+
 def kernel_of(a: Factor, b: Factor) -> tuple[str, str]:
     """The kernel for ``a @ b`` and the structure of the result: the registry that properties are looked up in.
 
@@ -64,13 +69,9 @@ def triangular(a: Factor, b: Factor) -> tuple[str, str] | None:
     """Side (``"L"``, ``"R"``) and triangle (``"L"``, ``"U"``, as stored) of the operand that TRMM can take, if there is one."""
     for side, t, other in (("L", a, b), ("R", b, a)):
         uplo = _triangle(t)
-        if uplo and (other.op == "N" or (other.op == "T" and _in_memory(other.store))):
+        if uplo and (other.op == "N" or (other.op == "T" and in_memory(other.store) is not None)):
             return side, uplo
     return None
-
-
-def _in_memory(store: TileStore) -> bool:
-    return store.view(Rect(0, store.shape[0], 0, store.shape[1])) is not None
 
 
 def _triangle(a: Factor) -> str | None:

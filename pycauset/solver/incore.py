@@ -10,8 +10,8 @@ from pycauset import devices
 from pycauset.devices.base import MemoryScope
 from pycauset.devices.blas import gemm, takes_rows, trmm
 from pycauset.errors import DeviceError
-from pycauset.solver.factor import Factor, Layout, triangular
-from pycauset.solver.routes import Route, in_memory
+from pycauset.solver.factor import Factor, Layout, in_memory, triangular
+from pycauset.solver.routes import Route
 from pycauset.storage import TileStore
 from pycauset.tiling import Rect
 
@@ -33,8 +33,10 @@ def matmul_in_core(
             out.read(_all(out), c)
         if route.device == "gpu":
             _cupy(a.op, x, b.op, y, c, alpha, beta, scope, route.device_bytes)
-        elif layout.kernel == "trmm" and beta == 0 and all(takes_rows(t, layout.compute) for t in (x, y, c)):
-            side, uplo = triangular(a, b) or ("L", "L")
+        elif layout.kernel == "trmm" and all(takes_rows(t, layout.compute) for t in (x, y, c)):
+            triangle = triangular(a, b)
+            assert triangle is not None
+            side, uplo = triangle
             t, op, other = (x, a.op, _op(y, b.op)) if side == "L" else (y, b.op, _op(x, a.op))
             np.copyto(c, other)
             trmm(t, c, side=side, uplo=uplo, op=op, alpha=alpha)

@@ -24,13 +24,12 @@ from pycauset.drivers.slots import temporary_bytes
 from pycauset.drivers.triangular_product import TriangularProductDriver
 from pycauset.errors import BackendError, MemoryLimitError
 from pycauset.hardware.profile import HardwareProfile
-from pycauset.solver.factor import Factor, Layout
+from pycauset.solver.factor import Factor, Layout, in_memory
 from pycauset.solver.run import Limits
 from pycauset.storage import ForeignStore, TileStore
-from pycauset.tiling import Rect
 from pycauset.units import format_bytes, format_flops, format_seconds
 
-__all__ = ["ProductDriver", "Route", "SolverPlan", "in_memory", "matmul_routes"]
+__all__ = ["ProductDriver", "Route", "SolverPlan", "matmul_routes"]
 
 #: The drivers of products.
 ProductDriver = MatmulDriver | TriangularProductDriver
@@ -188,11 +187,6 @@ class SolverPlan:
         if not plan.unified and plan.disk_read + plan.disk_write:
             lines.append(f"disk: {format_bytes(plan.disk_read)} read, {format_bytes(plan.disk_write)} written")
         return lines
-
-
-def in_memory(store: TileStore) -> np.ndarray[Any, Any] | None:
-    """The store's elements as an array, if they lie in this process's memory."""
-    return store.view(Rect(0, store.shape[0], 0, store.shape[1]))
 
 
 def matmul_routes(

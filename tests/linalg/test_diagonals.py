@@ -11,7 +11,7 @@ import scipy.linalg
 
 import pycauset
 from pycauset.errors import ConfigError, NonFiniteError, OverlapError, SingularMatrixError, StoreExistsError
-from pycauset.linalg import inv, solve
+from pycauset.linalg import inv, slogdet, solve
 from pycauset.storage import ArrayStore
 from pycauset.tiling import Rect
 from tests.drivers.fakes import random_matrix
@@ -116,16 +116,36 @@ def test_what_cannot_be_divided_by() -> None:
     with pytest.raises(NonFiniteError, match="inf at index 7"):
         solve(a, np.ones(30), assume_a="diagonal")
     assert solve(a, np.ones(30), assume_a="diagonal", check_finite=False)[7] == 0
-    a[7, 7] = 1e-310
-    with pytest.raises(NonFiniteError, match="overflows"):
-        inv(a, assume_a="diagonal")
-    b = np.ones((30, 2))
-    with pytest.raises(NonFiniteError, match="solution overflows"):
-        solve(a, b, assume_a="diagonal")
-    b[3, 1] = np.nan
-    with pytest.raises(NonFiniteError, match="b holds nan at row 3, column 1"):
-        solve(a, b, assume_a="diagonal")
     assert solve(np.empty((0, 0)), np.empty((0, 2)), assume_a="diagonal").shape == (0, 2)
     assert inv(np.empty((0, 0)), assume_a="diagonal").shape == (0, 0)
-    with pytest.raises(ConfigError, match="nothing to plan"):
-        pycauset.plan("inv", a, assume_a="diagonal")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_quotients_beyond_the_range(dtype: str) -> None:
+    a, _ = trapped(30, dtype)
+    a[7, 7] = np.finfo(dtype).smallest_subnormal
+    b = np.ones((30, 2), dtype)
+    with np.errstate(all="raise"):  # errors of their own, not NumPy's
+        with pytest.raises(NonFiniteError, match=r"overflows .* at index 7"):
+            inv(a, assume_a="diagonal")
+        with pytest.raises(NonFiniteError, match="solution overflows"):
+            solve(a, b, assume_a="diagonal")
+        assert not np.isfinite(inv(a, assume_a="diagonal", check_finite=False)[7, 7])
+    b[3, 1] = np.nan
+    with pytest.raises(NonFiniteError, match=r"b holds .*nan.* at row 3, column 1"):
+        solve(a, b, assume_a="diagonal")
+
+
+def test_limits_and_plans() -> None:
+    a, _ = trapped(30, "float64")
+    for limits in ({"memory": "much"}, {"gpu_memory": "much"}):
+        for call in (
+            lambda limits=limits: solve(a, np.ones(30), assume_a="diagonal", **limits),
+            lambda limits=limits: inv(a, assume_a="diagonal", **limits),
+            lambda limits=limits: slogdet(a, assume_a="diagonal", **limits),
+        ):
+            with pytest.raises(ConfigError, match="much"):
+                call()
+    for operands in (("inv", a), ("solve", a, np.ones(30))):
+        with pytest.raises(ConfigError, match="nothing to plan"):
+            pycauset.plan(*operands, assume_a="diagonal")

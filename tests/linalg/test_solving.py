@@ -211,6 +211,17 @@ def test_matrices_of_which_nothing_is_known_wait_for_lu() -> None:
         solve(a, a, assume_a="sparse")
 
 
+def test_what_is_no_permission_overwrites_nothing() -> None:
+    a = spd(20, "float64", np.random.default_rng())
+    known = pycauset.asmatrix(a.copy(), is_positive_definite=True)
+    for call in (det, logdet, slogdet):
+        for options in (("pos",), (False, "pos"), (None,)):
+            with pytest.raises(errors.ConfigError, match="must be True or False"):
+                call(known, *options)
+    assert np.array_equal(known, a)
+    assert logdet(known, np.False_, 1) == pytest.approx(np.linalg.slogdet(a)[1])
+
+
 def test_numpys_functions() -> None:
     a = pycauset.asmatrix(spd(30, "float64", np.random.default_rng()), is_positive_definite=True)
     plain = a.to_numpy().copy()

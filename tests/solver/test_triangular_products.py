@@ -1,7 +1,8 @@
-"""Products with a triangular operand: half the flops by every route, and nothing beyond the triangle is looked at."""
+"""Products with a triangular operand: half the flops in core and streamed on the CPU, and nothing beyond the triangle counts."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from pycauset.hardware import load_machine, use_probe
 from pycauset.properties import mask
 from pycauset.solver import Factor, kernel_of, last_statistics, multiply, plan
 from pycauset.storage import ArrayStore
+from pycauset.units import parse_bytes
 from tests.drivers.fakes import random_matrix
 from tests.solver.test_solver import LIMIT, ROOT, on_disk, phantom, read
 
@@ -24,7 +26,7 @@ FLAG = {"L": mask("is_lower_triangular"), "U": mask("is_upper_triangular")}
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "complex64", "complex128"])
 @pytest.mark.parametrize("route", ["NumPy in core", "streamed NumPy"])
-def test_only_the_triangle_is_read(route: str, dtype: str) -> None:
+def test_only_the_triangle_counts(route: str, dtype: str) -> None:
     rng = np.random.default_rng()
     for uplo, op, side, order in (("L", "N", "L", "C"), ("U", "T", "L", "F"), ("L", "H", "R", "C"), ("U", "N", "R", "F")):
         n, m = (int(size) for size in rng.integers(60, 200, 2))
@@ -99,6 +101,18 @@ def test_where_trmm_does_not_fit_a_full_product_may(monkeypatch: pytest.MonkeyPa
     with settings(backend="cpu"):
         assert plan("matmul", left, right, memory=LIMIT).layout.kernel == "gemm"
         np.testing.assert_allclose(read(multiply(left, right, memory=LIMIT)), t @ b, atol=1e-10)
+
+
+def test_the_least_memory_is_that_of_the_triangular_product() -> None:
+    n = 3000
+    full, right = phantom((n, n)), phantom((n, n))
+    with use_probe(load_machine(ROOT / "profiles" / "no_gpu.json")):
+        for left, other, kernel in ((replace(full, flags=FLAG["L"]), right, "trmm"), (full, right, "gemm")):
+            enough = parse_bytes(plan("matmul", left, other, out_on_disk=True, memory="74MB").enough)
+            assert plan("matmul", left, other, out_on_disk=True, memory=enough).layout.kernel == kernel
+            less = plan("matmul", left, other, out_on_disk=True, memory=int(0.97 * enough))
+            with pytest.raises(MemoryLimitError, match="is enough"):
+                _ = less.route
 
 
 def test_claims_of_a_matrix_reach_the_kernel() -> None:
