@@ -44,6 +44,9 @@ _MARGIN_RESTARTED: Final = 0.8
 #: vector may have, beside what the look finds out itself (`ArnoldiDriver._rising`).
 _LOOK_LEAST: Final = 4
 _LOOK_UNLUCKY: Final = 2.0
+#: A look ends before that when the space shows that its random vectors have less than this part of an average share of any copy:
+#: that happens by chance to one in sixty.
+_LOOK_SHARE: Final = 0.02
 
 
 class Progress(NamedTuple):
@@ -130,7 +133,7 @@ class ArnoldiDriver:
     granted : int
         Restarts when it began.
     cut_short : bool
-        The pairs have converged, but a look for further copies ran out of restarts, or had no room in the basis.
+        The pairs have converged, but a look for further copies ran out of restarts.
     history : list of Progress
     norm : float
         A lower bound of ‖A‖₂: the largest of the norms that H had.
@@ -189,18 +192,18 @@ class ArnoldiDriver:
             self.starts += width - min(width, new.rank)
             j, p = j + p, width
             full = width == 0 or j + width > plan.ncv or j + 2 * width > plan.ncv + plan.block
-            if not (full or self._due(j)):
+            over = self.passes >= self.round or self._ruled_out(j, p)
+            if not (full or (over and self._due(j))):
                 continue
             ritz = self._extract(j, p)
-            ended = self.converged and self.passes >= self.round and not self._rising(ritz)
+            ended = self.converged and over and not self._rising(ritz)
             missing = self._may_have_copies(ritz) if ended and width else None
             if width == 0 or (missing is not None and not missing.any()):
                 self._size, self.converged = j, True
                 return ritz
-            begun = self._begin_round(ritz, j, missing) if missing is not None else None
-            if begun is not None:
-                j, p = begun
-            elif missing is not None or (full and self.restarts - self.granted >= self.maxiter):
+            if missing is not None:
+                j, p = self._begin_round(ritz, j, missing)
+            elif full and self.restarts - self.granted >= self.maxiter:
                 self._size, self.cut_short = j, self.converged
                 return ritz
             elif full:
@@ -267,7 +270,9 @@ class ArnoldiDriver:
 
     def _due(self, j: int) -> bool:
         """Whether a test of convergence is due: after each costly pass, every few cheap ones, sooner if it should succeed."""
-        if j < self.plan.k + max(self.plan.block, 4) or self.passes < self.round:
+        if self.passes < self.round:
+            return True  # a look is over sooner than was thought
+        if j < self.plan.k + max(self.plan.block, 4):
             return False
         wait = self.plan.look
         if self.passes == self.round or not self.history:
@@ -312,8 +317,6 @@ class ArnoldiDriver:
         keep = min(plan.k + max((j - plan.k) // 2, plan.block), j - 2 * p)
         keep = max(keep, min(plan.k, j - p), 1)
         z = kept_space(h[:j, :j], ritz, keep, self.kind).astype(kind, copy=False)
-        if z.shape[1] + p > plan.ncv:
-            z = kept_space(h[:j, :j], ritz, max(keep - 2, 1), self.kind).astype(kind, copy=False)
         keep = int(z.shape[1])
         small, coupling = self._small(ritz, j, z), h[j : j + p, :j] @ z
         if self.kind == "hermitian":
@@ -386,8 +389,30 @@ class ArnoldiDriver:
         # What took a pair to its tolerance shows more than there is to see here.
         return int(max(_LOOK_LEAST, min(np.ceil(passes.max()), first)))
 
-    def _begin_round(self, ritz: Ritz, j: int, missing: Array) -> tuple[int, int] | None:
-        """Keep the converged pairs and let the space grow from new random directions; None if it has no room.
+    def _ruled_out(self, j: int, p: int) -> bool:
+        """Whether the random vectors that a look began with are known to have next to nothing of a copy of any wanted value."""
+        kept = self._kept
+        if self.kind != "hermitian" or self.restarts != self.granted or j - kept < max(p, _LOOK_LEAST):
+            return False
+        values = np.diagonal(self._h)[:kept].real
+        ahead = self._ahead(values)
+        order = np.argsort(ahead)  # the nearest to the unwanted ones take longest
+        wanted = values[order[ahead[order] > 10 * self.tol * self.norm]]
+        return all(self._largest_share(value, j, p) <= _LOOK_SHARE * self.plan.n**-0.5 for value in wanted)
+
+    def _largest_share(self, value: float, j: int, p: int) -> float:
+        """An upper bound of what the first block of a look has of any unit eigenvector u of ``value`` outside the kept space.
+
+        The components ``y = Vᴴ u`` and ``z = Qᴴ u`` in what the look has added to the space have together at most length one, and
+        ``yᴴ (value - H) = zᴴ B``: a vector of the left null space of ``[H - value; B]``, for any spectrum. (With blocks of one
+        the bound is the Christoffel function.) Where there is such a vector, the bound stays above its share.
+        """
+        kept = self._kept
+        both = self._h[kept : j + p, kept:j] - value * np.eye(j + p - kept, j - kept, dtype=self._h.dtype)
+        return float(np.linalg.norm(np.linalg.qr(both, mode="complete")[0][:p, -p:], 2))
+
+    def _begin_round(self, ritz: Ritz, j: int, missing: Array) -> tuple[int, int]:
+        """Keep the converged pairs and let the space grow from new random directions.
 
         The coupling of what is kept, below the tolerance, is dropped: to keep it, the block of residuals would have to be
         multiplied along with the random one, and the passes of a look would cost twice the products.
@@ -398,8 +423,6 @@ class ArnoldiDriver:
         # A second round has reason to expect more copies.
         wide = min(self.starts, max(plan.block, plan.k), (plan.ncv - keep) // 4) if self.round else 0
         width = min(max(plan.block, wide - wide % plan.block), plan.ncv - keep, plan.n - keep)
-        if width < 1:
-            return None
         small = self._small(ritz, j, z)
         self.basis.rotate(z, 0)
         x = self.basis.take(random_block(self._rng, (plan.n, width), self.basis.dtype))

@@ -74,7 +74,7 @@ def eigsh(
     v0 : array_like (n,) or (n, p), optional
         Where to start.
     ncv : int, optional
-        Size of the basis.
+        Size of the basis, at least ``k + block_size``; in `eigs` of a real matrix, unless it is known to be Hermitian, one more.
     maxiter : int, optional
         Restarts, at most; 10 n by default.
     tol : float
@@ -239,11 +239,12 @@ def eigs(
     changed = pencil(a, M, sigma, minv=Minv, opinv=OPinv, hermitian=False)
     a = a if changed is None else changed.a
     v0 = seeded_start(name, a.shape[0], v0, rng)
+    kind = _kind(a, changed)
     options = {"tol": tol, "maxiter": maxiter, "ncv": ncv, "block_size": block_size, "v0": v0}
+    options["conjugate"] = kind != "hermitian" and a.dtype.kind != "c"
     request = Request.of(name, a.shape[0], k, which, GENERAL, a.dtype, **options)
     check_options(None, resume)
     request.resume = resume
-    kind = _kind(a, changed)
     if kind == "hermitian":  # imaginary parts are all alike
         request.which = {"LR": "LA", "SR": "SA", "SM": "SM"}.get(which, "LM")
     values, vectors, stats = _find(request, kind, a, changed, memory, gpu_memory, progress)

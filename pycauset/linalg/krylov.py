@@ -109,8 +109,11 @@ class Request:
         ncv: Any = None,
         block_size: Any = None,
         v0: Any = None,
+        conjugate: bool = False,
     ) -> Request:
         """Check the arguments.
+
+        ``conjugate`` says that eigenvalues come in conjugate pairs, which a restart keeps whole: one column more.
 
         Raises
         ------
@@ -126,13 +129,7 @@ class Request:
         if not (isinstance(tol, (int, float, np.number)) and tol >= 0 and np.isfinite(tol)):
             raise ConfigError(f"{name}: tol is {tol!r}; it must be a number of at least 0 (0 means machine precision, {eps:.2g})")
         ncv = None if ncv is None else _count(name, "ncv", ncv)
-        if ncv is not None and ncv <= k < n:
-            raise ConfigError(f"{name}: ncv is {ncv}; it must be larger than k, which is {k}")
         block = None if block_size is None else _count(name, "block_size", block_size)
-        if ncv is not None and block is not None and ncv < min(k + block, n):
-            raise ConfigError(
-                f"{name}: ncv is {ncv}; with block_size {block} it must be at least k + block_size, which is {k + block}"
-            )
         start = None
         if v0 is not None:
             start = np.asarray(v0)
@@ -147,6 +144,13 @@ class Request:
                 raise ConfigError(f"{name}: v0 holds NaN or infinity")
             if block is not None and start.shape[1] > block:
                 raise ConfigError(f"{name}: v0 has {start.shape[1]} columns, block_size is {block}; it must be at least as large")
+        width = block or (1 if start is None else start.shape[1])
+        least = min(k + width + conjugate, n)
+        if ncv is not None and ncv < least and k < n:
+            need = "k + block_size + 1, for a conjugate pair" if conjugate else "k + block_size"
+            raise ConfigError(
+                f"{name}: ncv is {ncv}; with k = {k} and blocks of {width} it must be at least {need}, which is {least}"
+            )
         return cls(
             name,
             n,
