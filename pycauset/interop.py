@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from pycauset import operations
+from pycauset import config, operations
 from pycauset.errors import DtypeError, NotInMemoryError
 
 if TYPE_CHECKING:
@@ -201,10 +201,12 @@ def linear_operator(matrix: Matrix) -> Any:
     )
 
 
-def norm(matrix: Matrix, order: str | float | None) -> float:
-    """A norm by one pass over the matrix, or the 2-norm by several."""
+def norm(matrix: Matrix, order: str | float | None, memory: Any = None, gpu_memory: Any = None) -> float:
+    """A norm by one pass over the matrix, or the 2-norm by several, within the limits."""
     if order == 2:
         from pycauset.linalg.conditions import spectral_norm
 
-        return spectral_norm(matrix)
-    return operations.norm(matrix, order)
+        return spectral_norm(matrix, memory=memory, gpu_memory=gpu_memory)
+    limits = {"memory": memory, "gpu_memory": gpu_memory}
+    with config.settings(**{name: limit for name, limit in limits.items() if limit is not None}):
+        return operations.norm(matrix, order)

@@ -93,15 +93,17 @@ def cond(
         cause = error.__cause__
         if not isinstance(cause, NotPositiveDefiniteError):
             raise
-        text = f"cond: {matrix!r} is indefinite, and its smallest singular value needs another factorisation, which comes with a "
         raise NotPositiveDefiniteError(
-            text + "later version; see np.linalg.cond", pivot=cause.pivot, value=cause.value
+            f"cond: {matrix!r} is indefinite or singular, and an indefinite matrix needs another factorisation, which comes "
+            "with a later version; see np.linalg.cond",
+            pivot=cause.pivot,
+            value=cause.value,
         ) from error
     if smallest <= 0:
         raise NotPositiveDefiniteError(
             f"cond: {matrix!r} has the eigenvalue {smallest:.6g}; if it is negative definite, give its negative",
-            pivot=0,
-            value=float(smallest),
+            pivot=0,  # of a negative definite matrix the first one fails
+            value=float(matrix[0, 0].real),
         )
     return float(largest / smallest)
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from pycauset import devices
 from pycauset.drivers.ritz import GENERAL, HERMITIAN
-from pycauset.errors import ConfigError, NotConvergedError
+from pycauset.errors import ConfigError, NonFiniteError, NotConvergedError
 from pycauset.linalg.convergence import watched
 from pycauset.linalg.krylov import EigenStatistics, Request, check_residuals, image_of, pairs, residuals_of, statistics_of
 from pycauset.linalg.operators import Operator, limits_for, operator, seeded_start
@@ -87,7 +87,8 @@ def eigsh(
         Not taken, nor is M as a LinearOperator: the basis is orthonormal in the inner product of M by its Cholesky factor.
         `eigs` takes both.
     OPinv : ndarray, sparse matrix or LinearOperator (n, n), optional
-        ``(A - sigma M)⁻¹``, instead of a factorisation; multiplies blocks of vectors. A may then be a LinearOperator.
+        ``(A - sigma M)⁻¹``, instead of a factorisation; multiplies blocks of vectors. A may then be a LinearOperator, which must
+        multiply, too: residuals are measured with it.
     mode : {"normal", "buckling", "cayley"}
         With sigma: iterate on ``1 / (λ - sigma)``, on ``λ / (λ - sigma)`` (then A must be positive definite, M need not be),
         or on ``(λ + sigma) / (λ - sigma)``.
@@ -122,7 +123,7 @@ def eigsh(
     Raises
     ------
     NotConvergedError
-        If restarts run out; it carries the pairs that converged.
+        If restarts run out, or the pass that measures residuals fails; it carries the pairs that converged.
     NonFiniteError
         If A holds NaN or infinity; names the tile.
     NotHermitianError
@@ -203,7 +204,7 @@ def eigs(
         Largest or smallest magnitude, real part, or imaginary part (of a real matrix: its absolute value); with sigma, of
         ``1 / (λ - sigma)``.
     Minv, OPinv : ndarray, sparse matrix or LinearOperator (n, n), optional
-        ``M⁻¹``, and ``(A - sigma M)⁻¹``, instead of factorisations.
+        ``M⁻¹``, and ``(A - sigma M)⁻¹``, instead of factorisations. A and M multiply all the same.
     OPpart : optional
         Not taken: SciPy's way to complex shifts in real arithmetic.
 
@@ -282,7 +283,7 @@ def _find(
 
         def open_product(width: int, left: Limits) -> Product:
             if changed is not None:
-                return changed.open(width, left)
+                return changed.open(width, left, (request.k + 1) * (2 if kind != "hermitian" and a.dtype.kind != "c" else 1))
             return a.product(width, left, scope, where, mirror=mirror)
 
         request.origin = a.origin(mirror) if changed is None else None
@@ -302,17 +303,45 @@ def _find(
                 check_residuals(request, machine, values, vectors, residuals, stats)
         if changed is not None:
             there = ritz.residuals[:count]  # of the transformed problem, as the iteration has them
-            values, vectors = changed.back(values, vectors)
-            residuals, norm = changed.residuals(values, vectors)
+            values, found = changed.pencil.values(values), None
+            try:
+                vectors = found = changed.back(vectors)
+                residuals, norm = changed.residuals(values, vectors)
+            except NonFiniteError:  # an A or M that the iteration did not look into: what was found means nothing
+                raise
+            except Exception as error:
+                stats = statistics_of(machine, product, there, machine.norm)
+                raise _unmeasured(request, values, found, stats, error) from error
             stats = statistics_of(machine, product, residuals, float(norm.max(initial=0.0)), 1)
             check_residuals(request, machine, values, vectors, there, stats)
-            _check_original(request, values, vectors, residuals, norm, stats)
+            _check_original(request, changed.pencil, values, vectors, residuals, norm, stats)
         request.finished()
         return values, vectors, stats
 
 
+def _unmeasured(
+    request: Request, values: Array, vectors: Array | None, stats: EigenStatistics, error: Exception
+) -> NotConvergedError:
+    """What to raise when the last pass fails: the iteration may have taken hours, and what it found is there."""
+    what = "back to the original problem" if vectors is None else "over A and M, which measures residuals,"
+    return NotConvergedError(
+        f"{request.name}: the iteration ended with {len(values)} pairs, but the pass {what} failed: {error}. The pairs are in "
+        f"eigenvalues{'' if vectors is None else ' and eigenvectors'}, unchecked; the statistics have the residuals of the "
+        "transformed problem",
+        eigenvalues=values,
+        eigenvectors=vectors,
+        statistics=stats,
+    )
+
+
 def _check_original(
-    request: Request, values: Array, vectors: Array, residuals: Array, norm: Array, stats: EigenStatistics
+    request: Request,
+    pencil: Pencil,
+    values: Array,
+    vectors: Array,
+    residuals: Array,
+    norm: Array,
+    stats: EigenStatistics,
 ) -> None:
     """Raise if a pair of a transformed problem is none of the original: if half of the digits that were asked for are missing.
 
@@ -322,11 +351,22 @@ def _check_original(
     good = residuals <= request.tol**0.5 * norm
     if not good.all():
         worst = float((residuals / np.where(norm == 0, 1, norm)).max())
+        both = "A" if pencil.m is None else "A and M"
+        scale = "‖A‖ + |λ|" + " ‖M‖" * (pencil.m is not None)
+        causes = []
+        if pencil.sigma is not None:
+            causes.append(f"sigma={pencil.sigma} is (almost) an eigenvalue: move it a little")
+        if pencil.opinv is not None:
+            causes.append(f"OPinv does not belong to {both} and sigma")
+        if pencil.minv is not None:
+            causes.append("Minv does not belong to M")
+        elif pencil.m is not None:
+            causes.append("M is not Hermitian positive definite where it must be, or too close to singular")
         raise NotConvergedError(
-            f"{request.name}: {int(good.sum())} of {request.k} pairs are pairs of A and M, up to {request.tol**0.5:.1e} of "
-            f"‖A‖ + |λ| ‖M‖ (worst residual {worst:.1e}), though the transformed problem has converged: is M Hermitian positive "
-            "definite where it is factored, and do OPinv or Minv belong to A, M and sigma? If so, M is too close to singular. "
-            "The pairs that are good are in eigenvalues and eigenvectors",
+            f"{request.name}: {int(good.sum())} of {request.k} pairs are pairs of {both}, up to {request.tol**0.5:.1e} of "
+            f"{scale} (worst residual {worst:.1e}), though the transformed problem has converged. Possible causes: "
+            + "; or ".join(causes)
+            + ". The pairs that are good are in eigenvalues and eigenvectors",
             eigenvalues=values[good],
             eigenvectors=vectors[:, good],
             statistics=stats,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from pycauset import operations
+from pycauset import interop, operations
 from pycauset.errors import DtypeError, OverlapError, ShapeError
 from pycauset.linalg.operands import dimensions
 from pycauset.matrix import FAST, Matrix, asmatrix
@@ -253,7 +253,7 @@ def norm(
     a : Matrix or array_like (m, n)
     ord : {"fro", 1, -1, 2, inf, -inf, "max"}
     memory, gpu_memory : int or str, optional
-        Bytes that the iteration for the 2-norm may take; the others make one pass, a few tiles at a time.
+        Bytes that it may take: the 2-norm is an iteration, the others make one pass, a few tiles at a time.
 
     Raises
     ------
@@ -264,12 +264,7 @@ def norm(
     >>> norm([[3.0, 0.0], [0.0, 4.0]]), round(norm([[3.0, 0.0], [0.0, 4.0]], 2, memory="1GB"), 12)
     (5.0, 4.0)
     """
-    matrix = asmatrix(a)
-    if ord == 2:
-        from pycauset.linalg.conditions import spectral_norm
-
-        return spectral_norm(matrix, memory=memory, gpu_memory=gpu_memory)
-    return matrix.norm(ord)
+    return interop.norm(asmatrix(a), ord, memory, gpu_memory)
 
 
 def trace(a: Any) -> Any:

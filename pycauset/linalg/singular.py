@@ -16,6 +16,7 @@ from pycauset.errors import ConfigError, NotConvergedError
 from pycauset.linalg.convergence import watched
 from pycauset.linalg.krylov import EigenStatistics, Request, pairs, residuals_of, statistics_of
 from pycauset.linalg.operators import Operator, limits_for, operator, seeded_start
+from pycauset.linalg.placing import NARROWEST_ON_DISK
 from pycauset.linalg.results import check_options
 from pycauset.progress import reporter
 from pycauset.solver.products import Product
@@ -171,6 +172,8 @@ def _iterate(
 
     with limits.scope(request.name) as scope, ExitStack() as stack:
         block = plan_arnoldi(request.n, request.k, a.dtype, passes_cost=costly, block=request.block).block
+        if request.block is None:  # as wide as it will be if the basis goes to disk
+            block = max(block, min(NARROWEST_ON_DISK, request.n // 8))
         block = max(request.k, block, 1 if request.start is None else request.start.shape[1])
         work = a.dtype.itemsize * _long_elements(a, where, block, request.k * long)
         stack.enter_context(scope.require("host", work, owner=f"{request.name}: vectors of {max(a.shape)}"))
@@ -396,7 +399,8 @@ def randomized_svd(
             x = _normal(rng, (order, width), a.dtype)
             for done in range(1, passes):
                 y = product(x)
-                y = y if y.flags.writeable and not np.shares_memory(x, y) else y.copy()
+                if a.linear is not None:  # may be the operator's own, or x itself, and is split in place
+                    y = np.array(y, a.dtype)
                 tops, _ = _orthonormal(y)
                 _combined(y, tops, np.eye(width, dtype=a.dtype), x)
                 report(float(done), f"{done} of {passes} passes")

@@ -15,15 +15,15 @@ References
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Final
 
 import numpy as np
 
-from pycauset.errors import ConfigError, NonFiniteError, NotPositiveDefiniteError
+from pycauset.errors import ConfigError, MemoryLimitError, NonFiniteError, NotPositiveDefiniteError
 from pycauset.governor import Scope
 from pycauset.linalg.factorizations import cholesky
 from pycauset.linalg.krylov import image_of, residuals_of
@@ -35,7 +35,7 @@ from pycauset.linalg.stages import limited
 from pycauset.matrix import Matrix
 from pycauset.properties import Properties
 from pycauset.solver.products import Product
-from pycauset.solver.run import Limits, named_limit
+from pycauset.solver.run import Limits, named_limit, operation_limits
 
 __all__ = ["Pencil", "Transformed", "factored", "pencil"]
 
@@ -180,6 +180,8 @@ class Transformed:
     def __init__(self, pencil: Pencil, scope: Scope, stack: ExitStack, memory: Any, gpu_memory: Any, progress: Any) -> None:
         self.pencil = p = pencil
         self._scope, self._stack = scope, stack
+        if p.sigma is not None and p.a.linear is not None and not p.a.sparse:  # only the last pass multiplies: fail now, not then
+            np.asarray(p.a.linear @ np.zeros((p.a.shape[1], 1), p.a.dtype))
         stack.callback(self._forget)
         self._memory = named_limit(memory, "memory")
         self._limits: dict[str, Any] = {"memory": self._memory, "gpu_memory": gpu_memory}
@@ -191,12 +193,35 @@ class Transformed:
             self._factor = factored(inner, what, stack, scope, progress=progress, **self._limits)
         self._solve: Callable[[Array], Array] | None = None if p.sigma is None else self._inverse()
 
-    def open(self, width: int, left: Limits) -> Product:
-        """The product, for blocks of up to ``width`` vectors, within the limits left."""
+    def open(self, width: int, left: Limits, columns: int) -> Product:
+        """The product, for blocks of up to ``width`` vectors, within the limits left.
+
+        Parameters
+        ----------
+        columns : int
+            Columns that the last pass, `residuals`, will multiply: of complex pairs of real matrices, two for each.
+
+        Raises
+        ------
+        MemoryLimitError
+            Also if it is the last pass that has no room: now, and not when all has converged.
+        """
+        with ExitStack() as stack:
+            product = stack.enter_context(self._open(width, left))
+            for of in (self.pencil.a, self.pencil.m):
+                if of is not None:
+                    with self._last(of, columns):
+                        pass
+            stack.pop_all()
+        return product
+
+    def _open(self, width: int, left: Limits) -> Product:
         p, solve = self.pencil, self._solve
         if self._memory is not None:  # half of the rest for solves, half for products
             self._limits["memory"] = max(1, (left.host + left.reserve) // 2)
-        self._left = left.less(left.host - left.host // 2)
+        # The last pass comes after all solves: it gets what no open product has.
+        multiplies = solve is None or (not p.hermitian and p.m is not None)
+        self._left = left.less((left.host - left.host // 2) * multiplies)
         left = left.less(left.host // 2)
 
         def multiply(by: Operator) -> Product:
@@ -217,9 +242,9 @@ class Transformed:
             return Called(p.a, lambda y: y + 2 * p.sigma * self.down(solve(self._times(y))), p.a.dtype)
         return Called(p.a, lambda y: self.down(solve(self._times(y))), p.a.dtype)
 
-    def back(self, values: Array, vectors: Array) -> tuple[Array, Array]:
-        """Eigenvalues and eigenvectors of the original problem."""
-        return self.pencil.values(values), self._up(vectors, "C")
+    def back(self, vectors: Array) -> Array:
+        """Eigenvectors of the original problem."""
+        return self._up(vectors, "C")
 
     def residuals(self, values: Array, vectors: Array) -> tuple[Array, Array]:
         """``‖A x - λ M x‖`` of each pair for ``‖x‖ = 1``, by a pass over A and one over M, and ``‖A‖ + |λ| ‖M‖``.
@@ -228,22 +253,38 @@ class Transformed:
         """
         p = self.pencil
         n, count = vectors.shape
-        probe = np.random.default_rng(0).standard_normal((n, 1)).astype(vectors.dtype)
-        x = np.hstack([vectors, probe])
-        lengths = np.linalg.norm(x, axis=0)
+        x = np.empty((n, count + 1), vectors.dtype)
+        x[:, :count], x[:, count] = vectors, np.random.default_rng(0).standard_normal(n)
+        lengths = _lengths(x)
+        columns = x.shape[1] * (2 if x.dtype.kind == "c" and p.a.dtype.kind != "c" else 1)
 
         def image(of: Operator) -> tuple[Array, float]:
-            mirror = of.mirror(p.hermitian)
-            columns = x.shape[1] * (2 if x.dtype.kind == "c" and of.dtype.kind != "c" else 1)
-            with of.product(columns, self._left, self._scope, of.device(self._left, mirror), mirror=mirror) as product:
-                y = image_of(product, x, of.dtype)
-                return y[:, :count].copy(), float((np.linalg.norm(y, axis=0) / lengths).max())
+            with self._last(of, columns) as product:
+                y = image_of(product, x, p.a.dtype)
+                return y[:, :count].copy(), float((_lengths(y) / lengths).max())
 
         left, norm = image(p.a)
-        right, second = (vectors, 1.0) if p.m is None else image(replace(p.m, dtype=p.a.dtype))
+        right, second = (vectors, 1.0) if p.m is None else image(p.m)
         finite = np.isfinite(values)
         scale = np.where(finite, norm + np.abs(np.where(finite, values, 0)) * second, second)
         return residuals_of(left, right, values) / lengths[:count], scale
+
+    @contextmanager
+    def _last(self, of: Operator, columns: int) -> Iterator[Product]:
+        """A product for the last pass, with the memory that the vectors need beyond what the blocks of the iteration have."""
+        p = self.pencil
+        of = replace(of, dtype=p.a.dtype)
+        mirror = of.mirror(p.hermitian)
+        # At once: eigenvectors, the block with the probe, its real and imaginary parts or the image that replaces them, the
+        # image by A, and a copy of the one by M. The blocks of the iteration are four times the columns without the probe's.
+        nbytes = 2 * of.shape[0] * (columns + 4) * of.dtype.itemsize
+        with self._scope.require("host", nbytes, owner=f"{of.name}: {columns} vectors of {of.shape[0]} for the last pass"):
+            # Without a limit of the operation's own, memory may have gone to factors, or to others.
+            now = operation_limits(self._memory, self._limits["gpu_memory"])
+            left = self._left.less(nbytes)
+            left = replace(left, host=min(left.host, now.host), device=min(left.device, now.device))
+            with of.product(columns, left, self._scope, of.device(left, mirror), mirror=mirror) as product:
+                yield product
 
     def _forget(self) -> None:
         """Let the factors go with their last product: functions that know them know this object, too."""
@@ -265,8 +306,14 @@ class Transformed:
         """``K⁻¹ x`` or ``K⁻ᴴ x``."""
         if self._factor is None:
             return x
-        x = np.ascontiguousarray(x)
-        return _plain(solve_triangular(self._factor, x, trans, lower=True, check_finite=False, progress=False, **self._limits))
+        x, options = np.ascontiguousarray(x), {"lower": True, "check_finite": False, "progress": False}
+        try:
+            return _plain(solve_triangular(self._factor, x, trans, **options, **self._limits))
+        except MemoryLimitError:  # all eigenvectors at once may be more than the blocks of the iteration were
+            half = x.shape[1] // 2
+            if half == 0:
+                raise
+        return np.hstack([self._up(x[:, :half], trans), self._up(x[:, half:], trans)])
 
     # -- with A - sigma M ---------------------------------------------------------------------------------------------
 
@@ -294,12 +341,12 @@ class Transformed:
     def _definite(self, shifted: Matrix) -> Callable[[Array], Array]:
         """Solves by a Cholesky factor of ``A - sigma M``, or of its negative."""
         p = self.pencil
-        sign = 1.0
+        sign, first = 1.0, None
         try:
             try:
                 factor = cholesky(shifted, progress=self._progress, **self._limits)
-            except NotPositiveDefiniteError:
-                sign = -1.0
+            except NotPositiveDefiniteError as error:
+                sign, first = -1.0, error.with_traceback(None)  # which would keep this frame until the collector comes
                 with limited(self._limits["memory"]):
                     negative = -shifted
                 factor = cholesky(negative, progress=self._progress, **self._limits)
@@ -310,10 +357,10 @@ class Transformed:
             if isinstance(error, NonFiniteError):
                 raise
             raise ConfigError(
-                f"{p.a.name}: A - sigma M is indefinite for sigma={p.sigma}, and only definite matrices can be factored yet: "
+                f"{p.a.name}: A - sigma M is indefinite or singular for sigma={p.sigma}; only definite matrices can be factored: "
                 "choose sigma below or above all eigenvalues, give OPinv, or use scipy.sparse.linalg.eigsh on a matrix that fits "
                 "in memory"
-            ) from error
+            ) from first or error
 
         def solve(x: Array) -> Array:
             x = np.ascontiguousarray(x)
@@ -364,6 +411,11 @@ def _sparse_inverse(p: Pencil, scope: Scope, stack: ExitStack) -> Callable[[Arra
             ) from error
     stack.enter_context(scope.require("host", factor.nnz * size, owner=f"{owner}, its factors by SuperLU"))
     return lambda x: np.asarray(factor.solve(np.ascontiguousarray(x)))
+
+
+def _lengths(x: Array) -> Array:
+    """Lengths of the columns of ``x``."""
+    return residuals_of(x, x, np.zeros(x.shape[1]))
 
 
 def _plain(x: Any) -> Array:

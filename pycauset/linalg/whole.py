@@ -38,8 +38,6 @@ def pairs_by_lapack(
     ------
     NonFiniteError, NotPositiveDefiniteError, MemoryLimitError
     """
-    import scipy.linalg
-
     m = None if pencil is None else pencil.m
     real = a.dtype.kind != "c"
     # Measured: eigenvectors of a real general matrix are complex, and there for a moment in both forms.
@@ -47,24 +45,20 @@ def pairs_by_lapack(
     with a.whole(scope, copies * a.shape[0] ** 2):
         dense = _elements(a, kind == "hermitian")
         times: Callable[[Array], Array] | None = None
-        wanted = None
+        second = 1.0  # ‖M‖
         if pencil is not None and m is not None and kind == "general":
-            second = _elements(m, False).astype(a.dtype, copy=False)
-            values, wanted, vectors = _general(dense, second, pencil)
-            times = second.__matmul__
-        elif pencil is not None and m is not None:
-            factor = _factor(pencil, scope)
-            values, vectors = _standard(_divided(factor, _divided(factor, dense.conj().T).conj().T), kind)
-            times = lambda x: factor @ (factor.conj().T @ x)  # noqa: E731
+            elements = _elements(m, False).astype(a.dtype, copy=False)
+            values, wanted, vectors = _general(dense, elements, pencil)
+            times, second = elements.__matmul__, _largest(elements.copy())
         else:
-            values, vectors = _standard(dense, kind)
-        if wanted is None:
+            if pencil is not None and m is not None:
+                values, vectors, times, second = _definite(dense, _factor(pencil, scope), kind)
+            else:
+                values, vectors = _standard(dense, kind)
             wanted = values if pencil is None else pencil.shifted(values)
-        real = real and kind != "hermitian" and not np.iscomplexobj(pencil.sigma if pencil is not None else 0)
-        order = preference(wanted, request.which, real=real)[: request.k]
+        paired = real and kind != "hermitian" and not np.iscomplexobj(pencil.sigma if pencil is not None else 0)
+        order = preference(wanted, request.which, real=paired)[: request.k]
         values, vectors = values[order], vectors[:, order]
-        if times is not None and kind != "general":
-            vectors = scipy.linalg.solve_triangular(factor, vectors, trans="C", lower=True, overwrite_b=True, check_finite=False)
         bands = [slice(c, c + _BAND) for c in range(0, len(values), _BAND)]
         residuals = np.concatenate(
             [
@@ -74,7 +68,10 @@ def pairs_by_lapack(
         )
         if times is not None:
             residuals /= np.concatenate([np.linalg.norm(vectors[:, c], axis=0) for c in bands])
-        norm = float(scipy.linalg.svdvals(dense, overwrite_a=True, check_finite=False).max(initial=0.0))
+        norm = _largest(dense)
+        if pencil is not None:
+            finite = np.abs(values[np.isfinite(values)])
+            norm = norm + float(finite.max()) * second if len(finite) else second
     return values, vectors, EigenStatistics(1, request.n, 0, 0, 0, 0, norm, residuals)
 
 
@@ -108,6 +105,25 @@ def _standard(dense: Array, kind: str) -> tuple[Array, Array]:
     return values, vectors
 
 
+def _definite(dense: Array, factor: Array, kind: str) -> tuple[Array, Array, Callable[[Array], Array], float]:
+    """All eigenvalues and eigenvectors of ``A x = λ M x`` by the factor K of M, the product with M, and ``‖M‖``."""
+    import scipy.linalg
+
+    def divided(x: Array) -> Array:
+        return np.asarray(scipy.linalg.solve_triangular(factor, x, lower=True, check_finite=False))
+
+    values, vectors = _standard(divided(divided(dense.conj().T).conj().T), kind)
+    vectors = scipy.linalg.solve_triangular(factor, vectors, trans="C", lower=True, overwrite_b=True, check_finite=False)
+    return values, vectors, lambda x: factor @ (factor.conj().T @ x), _largest(factor.copy()) ** 2
+
+
+def _largest(a: Array) -> float:
+    """The largest singular value of ``a``, which is overwritten."""
+    import scipy.linalg
+
+    return float(scipy.linalg.svdvals(a, overwrite_a=True, check_finite=False).max(initial=0.0))
+
+
 def _general(a: Array, m: Array, pencil: Pencil) -> tuple[Array, Array, Array]:
     """All pairs of ``A x = λ M x`` by the QZ method, which takes any M, with the values that go by a shift.
 
@@ -134,9 +150,3 @@ def _factor(pencil: Pencil, scope: Scope) -> Array:
         raise ConfigError(f'{pencil.a.name}: with mode="buckling" k must be below n - 1, which is {pencil.a.shape[0] - 1}')
     with ExitStack() as stack:
         return factored(pencil.m, "M", stack, scope, progress=False).to_numpy().astype(pencil.a.dtype, copy=False)
-
-
-def _divided(factor: Array, x: Array) -> Array:
-    import scipy.linalg
-
-    return np.asarray(scipy.linalg.solve_triangular(factor, x, lower=True, check_finite=False))

@@ -190,13 +190,15 @@ def test_inverses_and_second_matrices_that_do_not_belong_are_found() -> None:
     rng = np.random.default_rng()
     a, m = hermitian(N, "float64", rng), spd(N, "float64", rng)
     skewed = m + np.triu(np.ones((N, N)), 1) * N
-    for call in (
-        lambda: eigsh(a, K, sigma=0.5, OPinv=np.linalg.inv(a + 20 * np.eye(N))),
-        lambda: eigs(a, K, sigma=0.5, OPinv=np.linalg.inv(a + 20 * np.eye(N))),
-        lambda: eigs(a, K, m, Minv=np.linalg.inv(m + 50 * np.eye(N))),
-        lambda: eigs(a, K, skewed),
+    both = "pairs of A and M"
+    alone = r"pairs of A, .* sigma=0.5 is \(almost\) an eigenvalue.* OPinv does not belong to A and sigma"
+    for call, text in (
+        (lambda: eigsh(a, K, sigma=0.5, OPinv=np.linalg.inv(a + 20 * np.eye(N))), alone),
+        (lambda: eigs(a, K, sigma=0.5, OPinv=np.linalg.inv(a + 20 * np.eye(N))), alone),
+        (lambda: eigs(a, K, m, Minv=np.linalg.inv(m + 50 * np.eye(N))), f"{both}.* Minv does not belong to M"),
+        (lambda: eigs(a, K, skewed), f"{both}.* M is not Hermitian positive definite"),
     ):
-        with pytest.raises(NotConvergedError, match="pairs of A and M") as caught:
+        with pytest.raises(NotConvergedError, match=text) as caught:
             call()
         assert caught.value.statistics.residuals.max() > 1e-3 * caught.value.statistics.norm
 
@@ -243,15 +245,19 @@ def test_nearly_all_pairs_of_a_pencil(k: int) -> None:
     rng = np.random.default_rng()
     a, m = hermitian(N, "complex128", rng), spd(N, "complex128", rng) / N
     exact = scipy.linalg.eigh(a, m, eigvals_only=True)
-    w, v = eigsh(a, k, m)
+    w, v, stats = eigsh(a, k, m, return_stats=True)
     np.testing.assert_allclose(w, exact[-k:], rtol=1e-9)
     np.testing.assert_allclose(v.conj().T @ m @ v, np.eye(k), atol=1e-9)
+    assert stats.norm == pytest.approx(np.linalg.norm(a, 2) + exact[-1] * np.linalg.norm(m, 2), rel=1e-9)
     middle = float(np.median(exact)) + 1e-3
     near = eigsh(a, k, m, middle, return_eigenvectors=False)
     np.testing.assert_allclose(near, np.sort(exact[np.argsort(np.abs(exact - middle))[:k]]), rtol=1e-9)
     x = random((N, N), "float64", rng)
     w, v = eigs(x, k, m.real)
     np.testing.assert_allclose(x @ v, m.real @ v * w, atol=1e-8)
+    w, stats = eigs(x, k, m.real, 0.1, OPinv=x, return_eigenvectors=False, return_stats=True)  # LAPACK needs no inverse
+    scale = np.linalg.norm(x, 2) + np.abs(w).max() * np.linalg.norm(m.real, 2)
+    assert stats.norm == pytest.approx(scale, rel=1e-9)
 
 
 def test_a_starting_vector_is_one_of_the_original_problem() -> None:
