@@ -23,7 +23,7 @@ from pycauset.governor import Scope
 from pycauset.solver.products import Product
 from pycauset.solver.run import Limits
 
-__all__ = ["NARROWEST_ON_DISK", "Placed", "Sizes", "place"]
+__all__ = ["Placed", "Sizes", "place"]
 
 #: Of the room, the share that a basis in RAM may take; the rest is for vectors and tiles.
 _SHARE: Final = 2
@@ -34,7 +34,7 @@ _BLOCKS: Final = 8
 #: The workspace of the array module's own BLAS handle, which the limits of a device do not count.
 _HANDLE: Final = 32 << 20
 #: A basis on disk costs sweeps with each step: narrower blocks than this would make many of them.
-NARROWEST_ON_DISK: Final = 8
+_NARROWEST_ON_DISK: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +124,7 @@ def _candidates(sizes: Sizes, limits: Limits) -> Iterator[tuple[ArnoldiPlan, str
     # Restarting a basis of half the size costs less than sweeping the whole one on disk.
     if sizes.ncv is not None or 2 * fitting.ncv >= whole.ncv:
         yield fitting, "ram"
-    wide = sizes.block or max(sizes.start, min(max(whole.block, NARROWEST_ON_DISK), max(1, sizes.n // 8)))
+    wide = sizes.block or max(sizes.start, min(max(whole.block, _NARROWEST_ON_DISK), max(1, sizes.n // 8)))
     yield plan(wide), "disk"
     if sizes.ncv is None:
         yield fitting, "ram"

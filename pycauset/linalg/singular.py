@@ -16,7 +16,6 @@ from pycauset.errors import ConfigError, NotConvergedError
 from pycauset.linalg.convergence import watched
 from pycauset.linalg.krylov import EigenStatistics, Request, pairs, residuals_of, statistics_of
 from pycauset.linalg.operators import Operator, limits_for, operator, seeded_start
-from pycauset.linalg.placing import NARROWEST_ON_DISK
 from pycauset.linalg.results import check_options
 from pycauset.progress import reporter
 from pycauset.solver.products import Product
@@ -172,14 +171,21 @@ def _iterate(
 
     with limits.scope(request.name) as scope, ExitStack() as stack:
         block = plan_arnoldi(request.n, request.k, a.dtype, passes_cost=costly, block=request.block).block
-        if request.block is None:  # as wide as it will be if the basis goes to disk
-            block = max(block, min(NARROWEST_ON_DISK, request.n // 8))
         block = max(request.k, block, 1 if request.start is None else request.start.shape[1])
-        work = a.dtype.itemsize * _long_elements(a, where, block, request.k * long)
-        stack.enter_context(scope.require("host", work, owner=f"{request.name}: vectors of {max(a.shape)}"))
+        owner = f"{request.name}: vectors of {max(a.shape)}"
+
+        def work_of(width: int) -> int:
+            return a.dtype.itemsize * _long_elements(a, where, width, request.k * long)
+
+        work = work_of(block)
+        stack.enter_context(scope.require("host", work, owner=owner))
+        wider = stack.enter_context(ExitStack())
 
         def open_product(width: int, left: Limits) -> Product:
-            return a.product(width, left, scope, where, gram=_gram(a))
+            more = max(0, work_of(width) - work)  # blocks are wider than planned where the basis goes to disk
+            wider.close()  # of the attempt before
+            wider.enter_context(scope.require("host", more, owner=owner))
+            return a.product(width, left.less(more), scope, where, gram=_gram(a))
 
         wanted = replace(request, which="LA" if request.which == "LM" else "SA", origin=a.origin(None))
         machine, ritz, product = pairs(

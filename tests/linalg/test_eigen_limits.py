@@ -15,7 +15,7 @@ from scipy.sparse.linalg import aslinearoperator
 import pycauset
 from pycauset.errors import ConfigError, MemoryLimitError, NotConvergedError, NotPositiveDefiniteError
 from pycauset.governor import Scope
-from pycauset.linalg import cond, eigs, eigsh, norm, randomized_svd, svds
+from pycauset.linalg import cond, eigs, eigsh, norm, placing, randomized_svd, svds
 from pycauset.linalg.singular import _combined, _orthonormal
 from tests.linalg.cases import DTYPES, random, spd
 
@@ -79,6 +79,18 @@ def test_few_long_columns_within_a_limit() -> None:
     np.testing.assert_allclose(few[1], exact[:0:-1], rtol=1e-9)
     with pytest.raises(MemoryLimitError, match="svds: vectors of 50000"):
         svds(a, 49, memory="15MB")
+
+
+def test_long_blocks_that_are_wider_because_the_basis_is_on_disk_have_a_ticket(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng()
+    a = rng.standard_normal((30_000, 260)) * np.linspace(1, 0.01, 260)
+    candidates = placing._candidates
+    monkeypatch.setattr(placing, "_candidates", lambda *given: (found for found in candidates(*given) if found[1] == "disk"))
+    svds(a[:3000], 1, tol=1e-2)
+    with granted() as most:
+        s, used = allocated(lambda: svds(a, 1, tol=1e-2, memory="4MB", return_singular_vectors=False))
+    assert used < max(most) + 100_000
+    np.testing.assert_allclose(s, np.linalg.norm(a, 2), rtol=1e-3)
 
 
 @pytest.mark.parametrize("transposed", [False, True])
