@@ -52,8 +52,30 @@ _ROOM: Final = {"left": "left-looking", "right": "right-looking", "triangle": "t
 _NOTE: Final = "stress"  # the attribute of the store that says which run it belongs to
 
 
-@dataclass(frozen=True, slots=True)
-class CholeskyStressResult:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Measured:
+    """What the factorisation measured, as `CholeskyStressResult` describes it."""
+
+    route: str
+    seconds: float
+    rate: float
+    build_seconds: float
+    link: str
+    moved: int
+    planned: int
+    bound: int
+    read: int
+    written: int
+    disk_peak: int
+    peak: int
+    gpu_peak: int | None
+    gpu_measured: int | None
+    reused: int
+    tasks: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CholeskyStressResult(_Measured):
     """What a Cholesky stress run measured. Bytes, seconds, and floating-point operations a second.
 
     Attributes
@@ -93,27 +115,11 @@ class CholeskyStressResult:
     dtype: str
     seed: int
     size: int
-    route: str
-    seconds: float
-    rate: float
-    build_seconds: float
-    link: str
-    moved: int
-    planned: int
-    bound: int
-    read: int
-    written: int
     disk_read: float
     disk_write: float
     disk_seconds: float
-    disk_peak: int
-    peak: int
     limit: int
-    gpu_peak: int | None
-    gpu_measured: int | None
     gpu_limit: int | None
-    reused: int
-    tasks: int
     residual: float
     tile_residual: float
     vectors: int
@@ -182,28 +188,12 @@ class CholeskyStressResult:
         return rows
 
 
-@dataclass(frozen=True, slots=True)
-class _Factored:
-    """What the factorisation measured: kept with the factor until that is checked."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Factored(_Measured):
+    """Kept with the factor until that is checked."""
 
-    route: str
-    seconds: float
-    rate: float
-    build_seconds: float
-    link: str
-    moved: int
-    planned: int
-    bound: int
-    read: int
-    written: int
     plan_read: int
     plan_write: int
-    disk_peak: int
-    peak: int
-    gpu_peak: int | None
-    gpu_measured: int | None
-    reused: int
-    tasks: int
 
 
 def run(

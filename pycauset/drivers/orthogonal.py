@@ -106,9 +106,7 @@ def _fresh(basis: Basis, count: int, q: Any, width: int, rng: np.random.Generato
 
 
 def random_block(rng: np.random.Generator, shape: tuple[int, int], dtype: np.dtype[Any]) -> Array:
-    """Evenly distributed around 0, for a complex type in both parts; in single precision, which takes a tenth of the time that
-    normally distributed numbers take.
-    """
+    """Evenly distributed around 0, for a complex type in both parts; in single precision: as random for this, and sooner made."""
     x = rng.random(shape, np.float32).astype(dtype)
     if dtype.kind == "c":
         x.imag = rng.random(shape, np.float32)

@@ -63,11 +63,12 @@ def look(
         if resume == "restart":
             if not replaceable:
                 refuse_mixture(target, file.path)
-        elif replaceable and file.empty and not resumable_tiles(target):
-            pass  # started over, and stopped before the first step that has a plan
-        elif not file.made and ((target / UNFINISHED).is_file() or resumable_tiles(target)):
-            what = "its header is destroyed, and tiles that only it can tell of lie beside it"
-            raise unusable(file.path, what, mixture=False if replaceable else None)
+        elif not file.made:
+            # Started over, and stopped before the first step that has a plan: unfinished, and nothing is written yet.
+            begun_again = replaceable and file.empty
+            if resumable_tiles(target) or ((target / UNFINISHED).is_file() and not begun_again):
+                what = "its header is destroyed, and tiles that only it can tell of lie beside it"
+                raise unusable(file.path, what, mixture=False if replaceable else None)
         return False, False
     tiles = last_records(file.records)
     changed = differences(file.header["request"], asked)

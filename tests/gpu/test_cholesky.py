@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +12,20 @@ import pytest
 
 import pycauset
 from pycauset import devices
-from pycauset.devices.rates import Rates
 from pycauset.drivers.cholesky import CholeskyDriver
-from pycauset.drivers.matmul_plan import MatmulLimits
-from pycauset.drivers.streamer import AsyncStreamer
 from pycauset.errors import NotPositiveDefiniteError
 from pycauset.governor import governor
 from pycauset.linalg import cholesky
 from pycauset.solver import last_statistics
 from pycauset.storage import ArrayStore
 from pycauset.storage.journal import Journal
+from tests.gpu import streams
 from tests.linalg.cases import on_disk, poisoned, random
 
 pytestmark = pytest.mark.gpu
 #: Orders of matrices that all take about 33 MB, one triangle more than the GPU may have.
 ORDERS = {"float32": 2887, "float64": 2039, "complex64": 2039, "complex128": 1447}
-LIMIT = 14 << 20
+stream = partial(streams.stream, limit=14 << 20, host=96 << 20)
 VARIANTS = ("left", "right", "triangle")
 Array = np.ndarray[Any, Any]
 
@@ -56,25 +55,6 @@ def assert_factor(a: Array, factor: Array, lower: bool) -> None:
     assert np.isfinite(x).all()
     norm = np.abs(a).sum(axis=0).max()
     assert np.abs(a - x @ x.conj().T).sum(axis=0).max() / (len(a) * norm * np.finfo(a.dtype).eps) < 30
-
-
-def stream(gpu: Any, driver: CholeskyDriver, *, host: int = 96 << 20, mode: str = "async") -> Any:
-    """Plan and run within the limits; returns the plan. What is moved is what was planned."""
-    from pycauset.devices.audit import load_profile
-
-    plan = driver.plan(gpu, MatmulLimits(LIMIT, host), Rates(load_profile(), "gpu", driver.dtype))
-    levels: dict[str, Any] = {"host_slots": plan.host_slots, "host_slot_bytes": plan.host_slot_bytes, "mode": mode}
-    with (
-        governor().scope(host=host + (256 << 20), device=LIMIT + (1 << 20), owner="test") as scope,
-        AsyncStreamer(gpu, driver.operands(plan), scope, **levels) as streamer,
-    ):
-        streamer.run(driver.tasks(plan))
-        statistics = streamer.statistics()
-    assert not scope.leaks
-    assert statistics.bytes_uploaded == plan.upload
-    assert statistics.bytes_downloaded == plan.download
-    assert statistics.tasks == plan.tasks
-    return plan
 
 
 @pytest.mark.parametrize("dtype", list(ORDERS))

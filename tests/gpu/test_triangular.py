@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 
 import numpy as np
 import pytest
 
 from pycauset import devices
 from pycauset.config import settings
-from pycauset.devices.rates import Rates
-from pycauset.drivers.matmul_plan import MatmulLimits
-from pycauset.drivers.streamer import AsyncStreamer
 from pycauset.drivers.triangular import (
     TriangularGramDriver,
     TriangularInverseDriver,
@@ -19,16 +17,17 @@ from pycauset.drivers.triangular import (
     TriangularSolveDriver,
 )
 from pycauset.errors import SingularMatrixError
-from pycauset.governor import governor
 from pycauset.properties import mask
 from pycauset.solver import Factor, last_statistics, multiply
 from pycauset.storage import ArrayStore
 from pycauset.tiling import Rect
 from tests.drivers.fakes import OP, random_matrix
 from tests.drivers.triangles import ratio, solve_ratio, triangular
+from tests.gpu import streams
 
 pytestmark = pytest.mark.gpu
 DTYPES = ("float32", "float64", "complex64", "complex128")
+stream = partial(streams.stream, limit=6 << 20, host=64 << 20)
 
 
 @pytest.fixture(scope="module")
@@ -42,24 +41,6 @@ def gpu():
 def double(x: np.ndarray) -> np.ndarray:
     """The same numbers in double precision: BLAS has no wider type, and the sizes here are too large to do without it."""
     return x.astype(np.complex128 if x.dtype.kind == "c" else np.float64)
-
-
-def stream(gpu, driver, *, limit=6 << 20, host=64 << 20, mode="async"):
-    from pycauset.devices.audit import load_profile
-
-    plan = driver.plan(gpu, MatmulLimits(limit, host), Rates(load_profile(), "gpu", driver.dtype))
-    levels = {"host_slots": plan.host_slots, "host_slot_bytes": plan.host_slot_bytes, "mode": mode}
-    with (
-        governor().scope(host=host + (256 << 20), device=limit + (1 << 20), owner="test") as scope,
-        AsyncStreamer(gpu, driver.operands(plan), scope, **levels) as streamer,
-    ):
-        streamer.run(driver.tasks(plan))
-        statistics = streamer.statistics()
-    assert not scope.leaks
-    assert statistics.bytes_uploaded == plan.upload
-    assert statistics.bytes_downloaded == plan.download
-    assert statistics.tasks == plan.tasks
-    return plan
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

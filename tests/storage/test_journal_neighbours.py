@@ -231,13 +231,18 @@ def test_the_advice_fits_work_in_place(path: Path, rng: np.random.Generator, tro
         np.testing.assert_array_equal(contents(journal.in_place(open_store(path))), a)
 
 
-def test_in_place_without_a_record_starting_over_is_good_advice(path: Path, rng: np.random.Generator) -> None:
-    a = rng.standard_normal((N, N))
+def killed_at_once(path: Path, a: np.ndarray[Any, Any]) -> None:
+    """Leave what a kill leaves that comes before the first tile of work in place."""
     made(path, a)
     journal = open_journal(path, REQUEST)
     journal.in_place(open_store(path))
     journal.begin({})
-    journal._file.close()  # killed
+    journal._file.close()
+
+
+def test_in_place_without_a_record_starting_over_is_good_advice(path: Path, rng: np.random.Generator) -> None:
+    a = rng.standard_normal((N, N))
+    killed_at_once(path, a)
     with pytest.raises(JournalError, match='start over with resume="restart"'):
         open_journal(path, {**REQUEST, "threads": 7})
     with open_journal(path, {**REQUEST, "threads": 7}, resume="restart") as again:
@@ -246,11 +251,7 @@ def test_in_place_without_a_record_starting_over_is_good_advice(path: Path, rng:
 
 def test_what_another_object_has_finished_since_is_not_taken_for_what_it_was(path: Path, rng: np.random.Generator) -> None:
     a = rng.standard_normal((N, N))
-    made(path, a)
-    killed = open_journal(path, REQUEST)
-    killed.in_place(open_store(path))
-    killed.begin({})
-    killed._file.close()
+    killed_at_once(path, a)
     given, other = (open_store(path, unfinished=True) for _ in range(2))
     with open_journal(path, REQUEST) as journal:
         journal.in_place(other)
