@@ -403,6 +403,7 @@ def test_an_interrupted_product_leaves_nothing(
     )
     try:
         wait_for(lambda: [p for p in folder.glob(f".{name}.partial*") if has_space(p)], process)
+        time.sleep(0.2)
         process.send_signal(number)
         out, err = process.communicate(timeout=60)
     finally:
