@@ -8,6 +8,7 @@ import secrets
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,12 +70,13 @@ def isolated(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
 
 @pytest.fixture(autouse=True)
 def seeded(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Inputs are fresh in every run; to repeat a failure, set PYCAUSET_TEST_SEED to what it reports and run that test alone."""
+    """Inputs are fresh in every run; to repeat a failure, set PYCAUSET_TEST_SEED to what it reports."""
     import numpy as np  # not before the number of BLAS threads is set
 
-    seed = int(os.environ.get("PYCAUSET_TEST_SEED") or secrets.randbits(32))
+    seed = int(os.environ["PYCAUSET_TEST_SEED"])
     request.node.add_report_section("setup", "seed", f"PYCAUSET_TEST_SEED={seed}")
-    source, lock, draw = np.random.SeedSequence(seed), threading.Lock(), np.random.default_rng
+    source = np.random.SeedSequence([seed, zlib.crc32(request.node.nodeid.encode())])  # no two tests see the same
+    lock, draw = threading.Lock(), np.random.default_rng
 
     def default_rng(*given: Any, **named: Any) -> np.random.Generator:
         if given or named or sys._getframe(1).f_globals.get("__name__", "").startswith("pycauset."):
@@ -89,6 +91,7 @@ def seeded(request: pytest.FixtureRequest) -> Iterator[None]:
 
 def pytest_configure(config: pytest.Config) -> None:
     keep_terminal()
+    os.environ.setdefault("PYCAUSET_TEST_SEED", str(secrets.randbits(32)))  # before there are workers: they inherit it
     if workers := config.getoption("numprocesses", default=None):
         # Threads of one worker's BLAS spin while the other's wait for a core: products take three times as long.
         for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):

@@ -275,7 +275,7 @@ def disk_info(folder: Path, root: Path | None = None) -> DiskInfo:
 
     Examples
     --------
-    >>> disk_info(Path("/no/such/folder")).free == disk_info(Path("/")).free
+    >>> disk_info(Path("/no/such/folder")).filesystem == disk_info(Path("/")).filesystem
     True
     """
     if probe := _asked_elsewhere(root):
