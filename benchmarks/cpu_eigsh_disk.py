@@ -1,10 +1,12 @@
 """The 8 largest eigenpairs of a symmetric float64 matrix on disk, with little memory, against SciPy reading the same tiles.
 
 SciPy's ``eigsh`` gets a LinearOperator that reads the stored tiles by the same direct I/O and uses each for both triangles.
-The eigenvalues are ``i^-0.35``, hidden by a reflection; tol = 1e-8 for both; caches are cold; the two alternate. What the passes
-may take is measured beside them: reading tiles with two threads, and multiplying tiles in RAM. Tiles that memory keeps from pass
-to pass are not read again, so that a pass takes at least the longer of what it reads at the disk's rate and what it multiplies at
-BLAS's. The peak of memory is measured in a fresh process that does only this.
+The eigenvalues are ``i^-0.35``, hidden by a reflection; tol = 1e-8 for both; caches are cold; the two alternate.
+
+Tiles that memory keeps from pass to pass are not read again, so that a pass takes at least the longer of what it reads at the
+disk's rate and what it multiplies at BLAS's. Both are measured right after each pass, for the disk's rate changes from second to
+second: two threads read as many tiles as the pass did, then tiles are multiplied in RAM. These runs are not the timed ones. The
+peak of memory is measured in a fresh process that does only this.
 """
 
 from __future__ import annotations
@@ -13,11 +15,15 @@ import argparse
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from disk import add_child, bar_on_peak, print_peak
 from report import POWER, Report, Sample, add_folder, drop_cache, parser, power_law_matrix, warm_up, work_folder
+
+if TYPE_CHECKING:
+    from pycauset.storage import TileStore
+    from pycauset.tiling import Rect
 
 BAR_TIME, BAR_PASSES, BAR_RATE = 0.18, 1 / 3, 0.9
 K, TOL = 8, 1e-8
@@ -49,7 +55,6 @@ def compare(report: Report, path: Path, options: argparse.Namespace) -> None:
     from scipy.sparse.linalg import LinearOperator
     from scipy.sparse.linalg import eigsh as scipy_eigsh
 
-    from pycauset.solver.products import StreamedProduct
     from pycauset.storage import aligned_empty, open_store
     from pycauset.tiling import Rect
 
@@ -57,7 +62,6 @@ def compare(report: Report, path: Path, options: argparse.Namespace) -> None:
     store = open_store(path)
     side = store.chunks[0]
     tiles = [Rect(r, min(r + side, n), c, min(c + side, n)) for r in range(0, n, side) for c in range(0, r + 1, side)]
-    store_bytes = sum(rect.size for rect in tiles) * 8
     buffer = aligned_empty((side, side), "float64")
     count = [0]
 
@@ -73,16 +77,8 @@ def compare(report: Report, path: Path, options: argparse.Namespace) -> None:
                 y[rect.c0 : rect.c1] += tile.T @ x[rect.r0 : rect.r1]
         return y
 
-    theirs, times, products, floors = [], [], [], []
-    passes: list[tuple[float, int]] = []  # seconds, bytes read
-    plain = StreamedProduct._multiply
-
-    def timed(self: Any, x: np.ndarray) -> np.ndarray:
-        begin, read = time.perf_counter(), self._streamer.statistics().bytes_read
-        y = plain(self, x)
-        passes.append((time.perf_counter() - begin, self._streamer.statistics().bytes_read - read))
-        return y
-
+    theirs, times, products = [], [], []
+    passes: list[Pass] = []
     for _ in range(options.repeats):
         count[0] = 0
         drop_cache(path)
@@ -91,17 +87,11 @@ def compare(report: Report, path: Path, options: argparse.Namespace) -> None:
         theirs.append(time.perf_counter() - start)
         products.append(count[0])
         drop_cache(path)
-        passes.clear()
-        StreamedProduct._multiply = timed  # type: ignore[method-assign]
         start = time.perf_counter()
         w, v, stats = find(path, options.memory)
         times.append(time.perf_counter() - start)
-        StreamedProduct._multiply = plain  # type: ignore[method-assign]
         drop_cache(path)
-        tries = [alone(store, tiles, stats.block_size) for _ in range(5)]
-        reading, computing = (float(np.median(seconds)) for seconds in zip(*tries, strict=True))
-        least = [max(nbytes / store_bytes * reading, computing) for _, nbytes in passes]
-        floors.append(sum(least) / sum(seconds for seconds, _ in passes))
+        passes += each_pass(path, options.memory, store, tiles)
     report.figure("SciPy eigsh, same tiles", f"{Sample(tuple(theirs))}, {', '.join(map(str, products))} products")
     report.figure("pycauset eigsh", Sample(tuple(times)))
     report.figure("passes", f"{stats.passes}, blocks of {stats.block_size}, {stats.restarts} restarts")
@@ -113,21 +103,61 @@ def compare(report: Report, path: Path, options: argparse.Namespace) -> None:
     report.bar("worst residual / (tol |A|)", residual / TOL, 1, at_least=False, exact=True)
     report.bar("passes over SciPy's products", stats.passes / min(products), BAR_PASSES, at_least=False)
     report.bar("time over SciPy's", float(np.median(times) / np.median(theirs)), BAR_TIME, at_least=False)
-    report.figure("all tiles read, multiplied alone", f"{reading:.3g} s, {computing:.3g} s")
-    report.figure("seconds of a pass", ", ".join(f"{seconds:.3f}" for seconds, _ in passes))
-    report.figure("tiles read of all", ", ".join(f"{nbytes / store_bytes:.2f}" for _, nbytes in passes))
-    report.bar("rate of the passes over what binds", float(np.median(floors)), BAR_RATE, at_least=True)
+    last = passes[-stats.passes :]
+    report.figure("tiles read in a pass", ", ".join(str(one.tiles) for one in last) + f" of {len(tiles)}")
+    report.figure("seconds of a pass", ", ".join(f"{one.seconds:.3f}" for one in last))
+    report.figure("… of reading these tiles alone", ", ".join(f"{one.reading:.3f}" for one in last))
+    report.figure("… of multiplying alone", ", ".join(f"{one.multiplying:.3f}" for one in last))
+    rates = np.array([max(one.reading, one.multiplying) / one.seconds for one in passes])
+    quarters = ", ".join(f"{rate:.3f}" for rate in np.quantile(rates, (0, 0.25, 0.5, 0.75, 1)))
+    report.figure(f"rates of {len(passes)} passes, quartiles", quarters)
+    report.bar("rate of a pass over what binds, median", float(np.median(rates)), BAR_RATE, at_least=True)
 
 
-def alone(store: Any, tiles: list[Any], block: int) -> tuple[float, float]:
-    """Seconds of reading all tiles, with two threads, and of multiplying all of them in RAM."""
+class Pass(NamedTuple):
+    """A pass and what it is held against, in seconds."""
+
+    tiles: int
+    seconds: float
+    reading: float
+    multiplying: float
+
+
+def each_pass(path: Path, memory: str, store: TileStore, tiles: list[Rect]) -> list[Pass]:
+    """Find the pairs, and after each pass do alone what it did at once."""
+    from pycauset.solver.products import StreamedProduct
+
+    passes: list[Pass] = []
+    plain = StreamedProduct._multiply
+
+    def timed(self: Any, x: np.ndarray) -> np.ndarray:
+        before, start = self._streamer.statistics().bytes_read, time.perf_counter()
+        y = plain(self, x)
+        seconds = time.perf_counter() - start
+        share = (self._streamer.statistics().bytes_read - before) / sum(rect.size * 8 for rect in tiles)
+        some = [tiles[i] for i in np.linspace(0, len(tiles) - 1, round(share * len(tiles))).astype(int)]
+        passes.append(Pass(len(some), seconds, *alone(store, some, tiles, x.shape[1])))
+        return y
+
+    StreamedProduct._multiply = timed  # type: ignore[method-assign]
+    try:
+        find(path, memory)
+    finally:
+        StreamedProduct._multiply = plain  # type: ignore[method-assign]
+    return passes
+
+
+def alone(store: TileStore, read: list[Rect], multiplied: list[Rect], block: int) -> tuple[float, float]:
+    """Seconds of reading tiles, with two threads, and of multiplying tiles in RAM."""
     from pycauset.storage import aligned_empty
 
     n, side = store.shape[0], store.chunks[0]
     buffers = [aligned_empty((side, side), "float64") for _ in range(2)]
+    for buffer in buffers:
+        buffer[...] = 1.0  # pages never written would all be the one of zeros
 
     def read_half(which: int) -> None:
-        for rect in tiles[which::2]:
+        for rect in read[which::2]:
             store.read(rect, buffers[which].reshape(-1)[: rect.size].reshape(rect.shape))
 
     start = time.perf_counter()
@@ -136,7 +166,7 @@ def alone(store: Any, tiles: list[Any], block: int) -> tuple[float, float]:
     reading = time.perf_counter() - start
     x, y = np.ones((n, block)), np.zeros((n, block))
     start = time.perf_counter()
-    for rect in tiles:
+    for rect in multiplied:
         tile = buffers[0].reshape(-1)[: rect.size].reshape(rect.shape)
         y[rect.r0 : rect.r1] += tile @ x[rect.c0 : rect.c1]
         if rect.r0 != rect.c0:

@@ -278,6 +278,11 @@ class AsyncStreamer:
             copies.append(copy)
         return copies
 
+    @property
+    def flops(self) -> float:
+        """Floating-point operations of the tasks that are finished."""
+        return self._flops
+
     def statistics(self) -> StreamStatistics:
         """Totals so far."""
         lanes: dict[str, LaneStatistics] = {}

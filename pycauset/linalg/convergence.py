@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from pycauset.progress import reporter
+from pycauset.progress import REDRAW, reporter
 from pycauset.units import format_seconds
 
 if TYPE_CHECKING:
@@ -18,8 +18,8 @@ __all__ = ["watched"]
 
 
 @contextmanager
-def watched(progress: Any, name: str, k: int) -> Iterator[Callable[[ArnoldiDriver], None]]:
-    """What takes the driver before each pass over the matrix, and at the end.
+def watched(progress: Any, name: str, k: int) -> Iterator[Callable[[ArnoldiDriver, float], None]]:
+    """What takes the driver and the share of the present pass that is done: before each pass, in between, and at the end.
 
     Parameters
     ----------
@@ -37,21 +37,28 @@ def watched(progress: Any, name: str, k: int) -> Iterator[Callable[[ArnoldiDrive
     """
     if callable(progress):
 
-        def call(driver: ArnoldiDriver) -> None:
-            if driver.history:
+        def call(driver: ArnoldiDriver, share: float) -> None:
+            if driver.history and not share:
                 progress(driver.history[-1].converged, k)
 
         yield call
         return
     begin = monotonic()
-    done = 0.0
+    done = shown = 0.0
+    pace = ""
     with reporter(progress, name, 1.0) as report:
 
-        def show(driver: ArnoldiDriver) -> None:
-            nonlocal done
-            note = f"{driver.passes} passes"
-            if driver.passes:
-                note += f" of {format_seconds((monotonic() - begin) / driver.passes)}"
+        def show(driver: ArnoldiDriver, share: float) -> None:
+            nonlocal done, shown, pace
+            now = monotonic()
+            if not share:
+                pace = f" of {format_seconds((now - begin) / driver.passes)}" if driver.passes else ""
+            elif now < shown + REDRAW:  # told of each tile
+                return
+            shown = now
+            note = f"{driver.passes} passes{pace}"
+            if share:
+                note += f", the next at {share:.0%}"
             if driver.history:
                 last = driver.history[-1]
                 note += f", {last.converged} of {k} converged, residual {last.worst:.1e}"

@@ -92,7 +92,7 @@ class Request:
     #: Who the operand is; None if an interrupted run cannot be taken up.
     origin: dict[str, Any] | None = None
     checkpoint: Checkpoint | None = None
-    progress: Callable[[ArnoldiDriver], object] | None = None
+    progress: Callable[[ArnoldiDriver, float], object] | None = None
 
     @classmethod
     def of(
@@ -230,10 +230,13 @@ def pairs(
     machine = ArnoldiDriver(plan, basis, kind, request.which, request.tol, request.maxiter, start=request.start, scale=scale)
     _keep_checkpoints(request, kind, placed, machine)
     tell = request.progress
+    if tell is not None:
+        product.told = lambda share: tell(machine, share)
+        stack.callback(setattr, product, "told", None)  # the driver's checkpoints know the product: no cycle is left
 
     def multiply(x: Any) -> Any:
         if tell is not None:
-            tell(machine)
+            tell(machine, 0.0)
         return product(x) if product.resident else basis.take(product(basis.give(x)))
 
     try:
@@ -244,7 +247,7 @@ def pairs(
             product.blame()
         raise
     if tell is not None:
-        tell(machine)
+        tell(machine, 0.0)
     if machine.cut_short:
         warnings.warn(
             f"{request.name}: the pairs have converged, but the search for further copies of repeated eigenvalues ended too soon "

@@ -402,13 +402,16 @@ def randomized_svd(
             where.checked(f"{name}: the passes"),
             reporter(progress, name, float(passes)) as report,
         ):
+            done = 0
+            product.told = lambda share: report(done + share, f"{done} of {passes} passes, the next at {share:.0%}")
             x = _normal(rng, (order, width), a.dtype)
-            for done in range(1, passes):
+            while done < passes - 1:
                 y = product(x)
                 if a.linear is not None:  # may be the operator's own, or x itself, and is split in place
                     y = np.array(y, a.dtype)
                 tops, _ = _orthonormal(y)
                 _combined(y, tops, np.eye(width, dtype=a.dtype), x)
+                done += 1
                 report(float(done), f"{done} of {passes} passes")
             u, s, vh, residuals = _project(a, product, x, 0.0, slice(0, request.k), True)
             report(float(passes), f"{passes} of {passes} passes")

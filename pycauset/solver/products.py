@@ -42,11 +42,14 @@ class Product(abc.ABC):
         Vectors multiplied so far.
     forward : ndarray or None
         With ``gram``: ``A X`` of the last product.
+    told : callable or None
+        Takes the share of a pass that is done, while it goes on; products that stream tell.
     """
 
     passes = 0
     columns = 0
     forward: Array | None = None
+    told: Callable[[float], object] | None = None
     #: Whether it takes and gives blocks in GPU memory.
     resident = False
 
@@ -271,6 +274,7 @@ class StreamedProduct(Product):
             raise
         self.plan = plan
         self._gram = gram
+        self._flops = m * n * (8.0 if dtype.kind == "c" else 2.0) * (2 if gram else 1)  # of a pass with one vector, at most
         self._streamer = AsyncStreamer(
             where,
             self.driver.operands(plan),
@@ -290,9 +294,13 @@ class StreamedProduct(Product):
     def _multiply(self, x: Array) -> Array:
         columns = x.shape[1]
         np.copyto(self._blocks[0][:, :columns], x.conj() if self._conjugate else x)
+        begun, told = self._streamer.flops, self.told
         for task in self.driver.tasks(self.plan, columns, backwards=self.passes % 2 == 0):
             self._streamer.submit(task)
+            if told is not None:
+                told(min(1.0, (self._streamer.flops - begun) / max(self._flops * columns, 1.0)))
         self._streamer.flush()
+        self._flops = (self._streamer.flops - begun) / columns  # exact: tiles of zeros take none
         self.forward = self._blocks[1][:, :columns] if self._gram else None
         y = self._blocks[2 if self._gram else 1][:, :columns]
         if self._conjugate:

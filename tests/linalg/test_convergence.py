@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pycauset.linalg import eigs, eigsh, randomized_svd, svds
+import pycauset
+from pycauset import progress
+from pycauset.drivers import block_product
+from pycauset.linalg import convergence, eigs, eigsh, randomized_svd, svds
+from pycauset.storage import create_store
+from pycauset.tiling import Rect
 
 ROOT = Path(__file__).resolve().parents[2]
 CALLS = [lambda a, **o: eigsh(a, 3, block_size=4, **o), lambda a, **o: eigs(a, 3, **o), lambda a, **o: svds(a, 3, **o)]
@@ -20,6 +26,22 @@ CALLS = [lambda a, **o: eigsh(a, 3, block_size=4, **o), lambda a, **o: eigs(a, 3
 def matrix(n: int = 150) -> np.ndarray:
     x = np.random.default_rng().standard_normal((n, 2 * n))
     return x @ x.T / n
+
+
+def stored(folder: Path) -> pycauset.Matrix:
+    """Such a matrix on disk, in more chunks than the streamer takes up at once."""
+    a = matrix()
+    store = create_store(folder / "a.zarr", a.shape, a.dtype, chunks=(15, 15))
+    store.write(Rect(0, len(a), 0, len(a)), a)
+    store.commit()
+    return pycauset.open(folder / "a.zarr")
+
+
+class Screen(io.StringIO):
+    """A terminal: every state of a bar is drawn on it, not only the last."""
+
+    def isatty(self) -> bool:
+        return True
 
 
 @pytest.mark.parametrize("call", CALLS)
@@ -31,6 +53,30 @@ def test_a_bar_shows_passes_converged_pairs_and_the_residual(call: Any, monkeypa
     shown = " ".join(screen.getvalue().split())
     for words in (" passes of ", "3 of 3 converged, residual ", "100%"):
         assert words in shown
+
+
+def test_a_bar_moves_within_a_pass_over_a_matrix_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Screen()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(progress, "REDRAW", 0.0)
+    monkeypatch.setattr(convergence, "REDRAW", 0.0)
+    monkeypatch.setattr(block_product, "_SMALLEST", 1)  # a tile for each chunk
+    eigsh(stored(tmp_path), 3, block_size=4, progress=True)
+    shares = [int(found) for found in re.findall(r"the next at +(\d+)%", screen.getvalue())]
+    assert {share for share in shares if 0 < share < 100}
+    assert max(shares) <= 100
+
+
+def test_a_callable_gets_parts_of_the_passes_of_a_randomized_svd_over_a_matrix_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(block_product, "_SMALLEST", 1)
+    seen: list[float] = []
+    randomized_svd(stored(tmp_path), 3, power_iterations=1, progress=lambda done, total: seen.append(done))
+    assert seen == sorted(seen)
+    assert {1.0, 2.0, 3.0} < set(seen)
 
 
 @pytest.mark.parametrize("call", [*CALLS, lambda a, **o: randomized_svd(a, 3, **o)])
