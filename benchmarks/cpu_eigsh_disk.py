@@ -5,8 +5,8 @@ The eigenvalues are ``i^-0.35``, hidden by a reflection; tol = 1e-8 for both; ca
 
 Tiles that memory keeps from pass to pass are not read again, so that a pass takes at least the longer of what it reads at the
 disk's rate and what it multiplies at BLAS's. Both are measured right after each pass, for the disk's rate changes from second to
-second: two threads read as many tiles as the pass did, then tiles are multiplied in RAM. These runs are not the timed ones. The
-peak of memory is measured in a fresh process that does only this.
+second: one thread and then two read as many tiles as the pass did, of which the faster counts, and all tiles are multiplied in
+RAM. These runs are not the timed ones. The peak of memory is measured in a fresh process that does only this.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import argparse
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -148,30 +149,36 @@ def each_pass(path: Path, memory: str, store: TileStore, tiles: list[Rect]) -> l
 
 
 def alone(store: TileStore, read: list[Rect], multiplied: list[Rect], block: int) -> tuple[float, float]:
-    """Seconds of reading tiles, with two threads, and of multiplying tiles in RAM."""
+    """Seconds of reading tiles, with one thread or two, whichever takes less, and of multiplying tiles in RAM."""
+    from pycauset.devices.blas import gemm
     from pycauset.storage import aligned_empty
 
     n, side = store.shape[0], store.chunks[0]
-    buffers = [aligned_empty((side, side), "float64") for _ in range(2)]
-    for buffer in buffers:
+    free: SimpleQueue[np.ndarray] = SimpleQueue()
+    for _ in range(2):
+        buffer = aligned_empty((side, side), "float64")
         buffer[...] = 1.0  # pages never written would all be the one of zeros
+        free.put(buffer)
 
-    def read_half(which: int) -> None:
-        for rect in read[which::2]:
-            store.read(rect, buffers[which].reshape(-1)[: rect.size].reshape(rect.shape))
+    def read_one(rect: Rect) -> None:
+        buffer = free.get()
+        store.read(rect, buffer.reshape(-1)[: rect.size].reshape(rect.shape))
+        free.put(buffer)
 
-    start = time.perf_counter()
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(read_half, range(2)))
-    reading = time.perf_counter() - start
+    readings = []
+    for threads in (1, 2):
+        with ThreadPoolExecutor(threads) as pool:
+            start = time.perf_counter()
+            list(pool.map(read_one, read))
+            readings.append(time.perf_counter() - start)
     x, y = np.ones((n, block)), np.zeros((n, block))
     start = time.perf_counter()
-    for rect in multiplied:
-        tile = buffers[0].reshape(-1)[: rect.size].reshape(rect.shape)
-        y[rect.r0 : rect.r1] += tile @ x[rect.c0 : rect.c1]
+    for rect in multiplied:  # by the BLAS of the passes: the threads of another one would still spin when the next pass begins
+        tile = buffer.reshape(-1)[: rect.size].reshape(rect.shape)
+        gemm(tile, x[rect.c0 : rect.c1], y[rect.r0 : rect.r1], beta=1.0)
         if rect.r0 != rect.c0:
-            y[rect.c0 : rect.c1] += tile.T @ x[rect.r0 : rect.r1]
-    return reading, time.perf_counter() - start
+            gemm(tile, x[rect.r0 : rect.r1], y[rect.c0 : rect.c1], beta=1.0, op_a="T")
+    return min(readings), time.perf_counter() - start
 
 
 def main() -> int:

@@ -28,6 +28,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
+from pycauset.devices.blas import adjoint_product, product
 from pycauset.drivers.arnoldi_plan import ArnoldiPlan, plan_arnoldi
 from pycauset.drivers.basis import Basis
 from pycauset.drivers.orthogonal import orthonormalise, random_block
@@ -318,7 +319,7 @@ class ArnoldiDriver:
         keep = max(keep, min(plan.k, j - p), 1)
         z = kept_space(h[:j, :j], ritz, keep, self.kind).astype(kind, copy=False)
         keep = int(z.shape[1])
-        small, coupling = self._small(ritz, j, z), h[j : j + p, :j] @ z
+        small, coupling = self._small(ritz, j, z), product(h[j : j + p, :j], z)
         if self.kind == "hermitian":
             locked = np.linalg.norm(coupling, axis=0) <= 0.05 * self.tol * self._scale(ritz.values[:keep])
             coupling[:, locked] = 0
@@ -334,7 +335,7 @@ class ArnoldiDriver:
         """``zᴴ H z``."""
         if self.kind == "hermitian":
             return np.asarray(np.diag(ritz.values[: z.shape[1]]).astype(self._h.dtype))
-        return np.asarray(z.conj().T @ self._h[:j, :j] @ z)
+        return adjoint_product(z, product(self._h[:j, :j], z))
 
     # -- eigenvalues that are repeated more often than the space has directions that it grew from --------------------------
 

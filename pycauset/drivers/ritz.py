@@ -1,6 +1,7 @@
 """Eigenvalues of small projected matrices: which of them are wanted, how far they are, what a restart keeps.
 
-All by LAPACK, through SciPy, on matrices of a few hundred rows.
+All by LAPACK, through SciPy, on matrices of a few hundred rows. Products are left to the kernels' BLAS, which is SciPy's: NumPy's
+has threads of its own, which spin after a call and slow down the next pass over the matrix.
 
 References
 ----------
@@ -12,6 +13,8 @@ from __future__ import annotations
 from typing import Any, Final, NamedTuple
 
 import numpy as np
+
+from pycauset.devices.blas import adjoint_product, product
 
 __all__ = ["GENERAL", "HERMITIAN", "Ritz", "kept_space", "norm_from_below", "preference", "ritz_pairs", "surplus"]
 
@@ -112,7 +115,7 @@ def ritz_pairs(h: Array, b: Array, kind: str, which: str) -> Ritz:
         values, vectors = scipy.linalg.eig(h, check_finite=False)
     order = preference(values, which, real=real and kind != "hermitian")
     values, vectors = values[order], vectors[:, order]
-    return Ritz(values, vectors, np.linalg.norm(b @ vectors, axis=0))
+    return Ritz(values, vectors, np.linalg.norm(product(b.astype(vectors.dtype, copy=False), vectors), axis=0))
 
 
 def _eigh(h: Array) -> tuple[Array, Array]:
@@ -134,8 +137,9 @@ def _sorted_out(values: Array, vectors: Array, b: Array) -> tuple[Array, Array]:
     for stop in ends:
         if stop - start > 1:
             group = slice(start, stop)
-            turn = np.linalg.svd(b @ vectors[:, group])[2].conj().T[:, ::-1]
-            vectors[:, group] = vectors[:, group] @ turn
+            mixed = vectors[:, group]
+            turn = np.linalg.svd(product(b.astype(mixed.dtype, copy=False), mixed))[2].conj().T[:, ::-1]
+            vectors[:, group] = product(mixed, turn)
             values[group] = values[group].mean()
         start = stop
     return values, vectors
@@ -149,15 +153,15 @@ def norm_from_below(h: Array) -> float:
     >>> round(norm_from_below(np.diag([1.0, 2.0, 5.0])), 3)
     5.0
     """
-    x = np.linalg.norm(h, axis=0).astype(h.dtype)
+    x = np.linalg.norm(h, axis=0).astype(h.dtype)[:, np.newaxis]
     bound = float(np.abs(x).max(initial=0.0))
     for _ in range(12):
         length = float(np.linalg.norm(x))
         if length == 0 or not np.isfinite(length):
             break
-        y = h @ (x / length)
+        y = product(h, x / length)
         bound = max(bound, float(np.linalg.norm(y)))
-        x = h.conj().T @ y
+        x = adjoint_product(h, y)
     return bound
 
 

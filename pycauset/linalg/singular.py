@@ -258,8 +258,8 @@ def _project(
     squares = np.zeros(len(s))
     for r0 in range(0, len(v), _ROWS):
         band = slice(r0, r0 + _ROWS)
-        near[band] = v[band] @ v1
-        squares += np.linalg.norm(image[band] @ v1 - near[band] * s**2, axis=0).astype(float) ** 2
+        near[band] = multiplied(v[band], v1)
+        squares += np.linalg.norm(multiplied(image[band], v1) - near[band] * s**2, axis=0).astype(float) ** 2
     least = max(float(np.finfo(a.dtype).eps) * norm, float(np.finfo(a.dtype).tiny))
     residuals = np.sqrt(squares) / np.maximum(s, least)
     if _gram(a) == "tall":
