@@ -13,28 +13,29 @@ from typing import Any
 
 import pytest
 
-from pycauset.storage.commit import GroupCommit
+from pycauset.drivers.streamer import AsyncStreamer
+from pycauset.storage.journal import Journal
 
 _SECONDS = 60.0
 
-_last: list[weakref.ref[GroupCommit]] = []
+_now: list[weakref.ref[Journal]] = []
 
 
 @contextmanager
 def watched_journals() -> Iterator[None]:
-    """Within, `leaves_something` knows of the journal that was opened last."""
-    begin = GroupCommit.__init__
+    """Within, `leaves_something` knows the journal of what streams now: of several steps the last one's is opened first."""
+    begin = AsyncStreamer.__init__
 
-    def noted(self: GroupCommit, *args: Any) -> None:
-        begin(self, *args)
-        _last[:] = [weakref.ref(self)]
+    def noted(self: AsyncStreamer, device: Any, operands: Any, *args: Any, **options: Any) -> None:
+        begin(self, device, operands, *args, **options)
+        _now[:] = [weakref.ref(operand.journal) for operand in operands if operand.journal is not None]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(GroupCommit, "__init__", noted)
+        patch.setattr(AsyncStreamer, "__init__", noted)
         try:
             yield
         finally:
-            _last.clear()
+            _now.clear()
 
 
 def leaves_something(done: float, total: float, tiles: int = 1) -> bool:
@@ -42,7 +43,8 @@ def leaves_something(done: float, total: float, tiles: int = 1) -> bool:
 
     True for work without a journal. After the last task all tiles are on their way to the disk: then it waits for them.
     """
-    group = _last[0]() if _last else None
+    journal = _now[0]() if _now else None
+    group = None if journal is None else journal._group
     if group is None:
         return True
     until = time.monotonic() + _SECONDS

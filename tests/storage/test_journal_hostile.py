@@ -22,7 +22,7 @@ from pycauset.devices.rates import Rates
 from pycauset.drivers.cholesky import CholeskyDriver
 from pycauset.drivers.matmul_plan import MatmulLimits
 from pycauset.drivers.triangular import TriangularInverseDriver, TriangularSolveDriver
-from pycauset.errors import CorruptTileError, JournalError, MemoryLimitError
+from pycauset.errors import CorruptTileError, JournalError, MemoryLimitError, NotPositiveDefiniteError
 from pycauset.linalg import cholesky, inv, solve_triangular
 from pycauset.storage import TileStore, as_store, create_store
 from pycauset.storage.journal import read_journal
@@ -139,6 +139,9 @@ class Interrupted:
             told = str(error)
         except CorruptTileError as error:
             told = f"{self.journal}: {error}" if in_place else ""
+        except NotPositiveDefiniteError:  # so are wrong tiles
+            assert not truthful
+            return
         if told:
             assert str(self.journal) in told
             assert ("make the matrix again and delete the journal" if in_place else 'resume="restart"') in told
