@@ -3,21 +3,23 @@
 SciPy's ``eigsh`` gets a LinearOperator that reads the stored tiles by the same direct I/O and uses each for both triangles.
 The eigenvalues are ``i^-0.35``, hidden by a reflection; tol = 1e-8 for both; caches are cold; the two alternate.
 
-Tiles that memory keeps from pass to pass are not read again, so that a pass takes at least the longer of what it reads at the
-disk's rate and what it multiplies at BLAS's. Both are measured right after each pass, for the disk's rate changes from second to
-second: one thread and then two read as many tiles as the pass did, and all tiles are multiplied in RAM. The number of threads
-that took less over all passes counts. These runs are not the timed ones. The peak of memory is measured in a fresh process that
-does only this.
+Tiles that memory keeps from pass to pass are not read again: a pass is held against the longer of what it reads at the disk's
+rate and what it multiplies at BLAS's. Both are measured right before and right after each run: reading all tiles with one thread
+and with as many as the passes have (the faster counts), and multiplying as many in RAM. The peak of memory is measured in a fresh
+process that does only this.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from disk import add_child, bar_on_peak, print_peak
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 
 BAR_TIME, BAR_PASSES, BAR_RATE = 0.18, 1 / 3, 0.9
 K, TOL = 8, 1e-8
+BLOCK = 16  # that the planner chooses
+READERS = max(2, min(8, (os.cpu_count() or 1) // 2))  # threads of a pass
 
 
 def write_matrix(path: Path, n: int) -> None:
@@ -64,6 +68,7 @@ def compare(report: Report, path: Path, options: argparse.Namespace) -> None:
     store = open_store(path)
     side = store.chunks[0]
     tiles = [Rect(r, min(r + side, n), c, min(c + side, n)) for r in range(0, n, side) for c in range(0, r + 1, side)]
+    store_bytes = sum(rect.size for rect in tiles) * 8
     buffer = aligned_empty((side, side), "float64")
     count = [0]
 
@@ -79,8 +84,7 @@ def compare(report: Report, path: Path, options: argparse.Namespace) -> None:
                 y[rect.c0 : rect.c1] += tile.T @ x[rect.r0 : rect.r1]
         return y
 
-    theirs, times, products = [], [], []
-    passes: list[Pass] = []
+    theirs, times, products, rates = [], [], [], []
     for _ in range(options.repeats):
         count[0] = 0
         drop_cache(path)
@@ -88,12 +92,17 @@ def compare(report: Report, path: Path, options: argparse.Namespace) -> None:
         scipy_eigsh(LinearOperator((n, n), multiply, dtype=np.float64), K, tol=TOL)
         theirs.append(time.perf_counter() - start)
         products.append(count[0])
+        tries = [alone(store, tiles, number) for number in range(3)]
         drop_cache(path)
-        start = time.perf_counter()
-        w, v, stats = find(path, options.memory)
-        times.append(time.perf_counter() - start)
-        drop_cache(path)
-        passes += each_pass(path, options.memory, store, tiles)
+        with timed_passes(store_bytes) as passes:
+            start = time.perf_counter()
+            w, v, stats = find(path, options.memory)
+            times.append(time.perf_counter() - start)
+        assert stats.block_size == BLOCK
+        tries += [alone(store, tiles, number) for number in range(3)]
+        one, several, multiplying = np.median(tries, axis=0)
+        reading = min(one, several)
+        rates.append(sum(max(share * reading, multiplying) for share, _ in passes) / sum(seconds for _, seconds in passes))
     report.figure("SciPy eigsh, same tiles", f"{Sample(tuple(theirs))}, {', '.join(map(str, products))} products")
     report.figure("pycauset eigsh", Sample(tuple(times)))
     report.figure("passes", f"{stats.passes}, blocks of {stats.block_size}, {stats.restarts} restarts")
@@ -105,61 +114,45 @@ def compare(report: Report, path: Path, options: argparse.Namespace) -> None:
     report.bar("worst residual / (tol |A|)", residual / TOL, 1, at_least=False, exact=True)
     report.bar("passes over SciPy's products", stats.passes / min(products), BAR_PASSES, at_least=False)
     report.bar("time over SciPy's", float(np.median(times) / np.median(theirs)), BAR_TIME, at_least=False)
-    last = passes[-stats.passes :]
-    report.figure("tiles read in a pass", ", ".join(str(one.tiles) for one in last) + f" of {len(tiles)}")
-    report.figure("seconds of a pass", ", ".join(f"{one.seconds:.3f}" for one in last))
-    for which, name in enumerate(("one thread", "two")):
-        report.figure(f"… of reading these tiles alone, {name}", ", ".join(f"{one.reading[which]:.3f}" for one in last))
-    report.figure("… of multiplying alone", ", ".join(f"{one.multiplying:.3f}" for one in last))
-    readings = min(zip(*(one.reading for one in passes), strict=True), key=sum)
-    rates = np.array([max(alone, one.multiplying) / one.seconds for one, alone in zip(passes, readings, strict=True)])
-    quarters = ", ".join(f"{rate:.3f}" for rate in np.quantile(rates, (0, 0.25, 0.5, 0.75, 1)))
-    report.figure(f"rates of {len(passes)} passes, quartiles", quarters)
-    report.bar("rate of a pass over what binds, median", float(np.median(rates)), BAR_RATE, at_least=True)
+    report.figure("all tiles read alone", f"{one:.3f} s by one thread, {several:.3f} s by {READERS}")
+    report.figure("all tiles multiplied alone", f"{multiplying:.3f} s")
+    report.figure("tiles read of all", ", ".join(f"{share:.2f}" for share, _ in passes))
+    report.figure("seconds of a pass", ", ".join(f"{seconds:.3f}" for _, seconds in passes))
+    report.figure("rate over what binds, run by run", ", ".join(f"{rate:.3f}" for rate in rates))
+    report.bar("rate of the passes over what binds", float(np.median(rates)), BAR_RATE, at_least=True)
 
 
-class Pass(NamedTuple):
-    """A pass and what it is held against, in seconds; reading by one thread, and by two."""
-
-    tiles: int
-    seconds: float
-    reading: tuple[float, float]
-    multiplying: float
-
-
-def each_pass(path: Path, memory: str, store: TileStore, tiles: list[Rect]) -> list[Pass]:
-    """Find the pairs, and after each pass do alone what it did at once."""
+@contextmanager
+def timed_passes(store_bytes: int) -> Iterator[list[tuple[float, float]]]:
+    """Of each pass within: the share of all tiles that it reads, and its seconds."""
     from pycauset.solver.products import StreamedProduct
 
-    passes: list[Pass] = []
+    passes: list[tuple[float, float]] = []
     plain = StreamedProduct._multiply
 
     def timed(self: Any, x: np.ndarray) -> np.ndarray:
         before, start = self._streamer.statistics().bytes_read, time.perf_counter()
         y = plain(self, x)
         seconds = time.perf_counter() - start
-        share = (self._streamer.statistics().bytes_read - before) / sum(rect.size * 8 for rect in tiles)
-        some = [tiles[i] for i in np.linspace(0, len(tiles) - 1, round(share * len(tiles))).astype(int)]
-        passes.append(Pass(len(some), seconds, *alone(store, some, tiles, x.shape[1])))
+        passes.append(((self._streamer.statistics().bytes_read - before) / store_bytes, seconds))
         return y
 
     StreamedProduct._multiply = timed  # type: ignore[method-assign]
     try:
-        find(path, memory)
+        yield passes
     finally:
         StreamedProduct._multiply = plain  # type: ignore[method-assign]
-    return passes
 
 
-def alone(store: TileStore, read: list[Rect], multiplied: list[Rect], block: int) -> tuple[tuple[float, float], float]:
-    """Seconds of reading tiles, by one thread and by two, and of multiplying tiles in RAM."""
+def alone(store: TileStore, tiles: list[Rect], number: int) -> tuple[float, float, float]:
+    """Seconds of reading all tiles by one thread and by `READERS`, in turns the other way round, and of multiplying them."""
     from pycauset.devices.blas import gemm
     from pycauset.storage import aligned_empty
 
     n, side = store.shape[0], store.chunks[0]
+    buffers = [aligned_empty((side, side), "float64") for _ in range(8)]  # more than caches hold
     free: SimpleQueue[np.ndarray] = SimpleQueue()
-    for _ in range(2):
-        buffer = aligned_empty((side, side), "float64")
+    for buffer in buffers:
         buffer[...] = 1.0  # pages never written would all be the one of zeros
         free.put(buffer)
 
@@ -171,18 +164,19 @@ def alone(store: TileStore, read: list[Rect], multiplied: list[Rect], block: int
     def read_all(threads: int) -> float:
         with ThreadPoolExecutor(threads) as pool:
             start = time.perf_counter()
-            list(pool.map(read_one, read))
+            list(pool.map(read_one, tiles))
             return time.perf_counter() - start
 
-    readings = read_all(1), read_all(2)
-    x, y = np.ones((n, block)), np.zeros((n, block))
+    order = (1, READERS)[:: 1 if number % 2 else -1]
+    readings = {threads: read_all(threads) for threads in order}
+    x, y = np.ones((n, BLOCK)), np.zeros((n, BLOCK))
     start = time.perf_counter()
-    for rect in multiplied:  # by the BLAS of the passes: the threads of another one would still spin when the next pass begins
-        tile = buffer.reshape(-1)[: rect.size].reshape(rect.shape)
+    for i, rect in enumerate(tiles):  # by the BLAS of the passes: the threads of another one would still spin when a pass begins
+        tile = buffers[i % len(buffers)].reshape(-1)[: rect.size].reshape(rect.shape)
         gemm(tile, x[rect.c0 : rect.c1], y[rect.r0 : rect.r1], beta=1.0)
         if rect.r0 != rect.c0:
             gemm(tile, x[rect.r0 : rect.r1], y[rect.c0 : rect.c1], beta=1.0, op_a="T")
-    return readings, time.perf_counter() - start
+    return readings[1], readings[READERS], time.perf_counter() - start
 
 
 def main() -> int:

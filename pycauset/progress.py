@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
-__all__ = ["REDRAW", "ProgressOption", "Report", "reporter"]
+__all__ = ["ProgressOption", "Report", "reporter"]
 
 ProgressOption: TypeAlias = Callable[[float, float], object] | bool | None
 """``progress``: None (the setting decides, else a bar on a terminal), True, False, or ``f(done, total)``."""
@@ -35,7 +35,7 @@ class Report(Protocol):
 
 
 _PATIENCE: Final = 2.0  # seconds of work before a bar appears by itself
-REDRAW: Final = 0.2
+_REDRAW: Final = 0.2
 _FORMATS: Final = {"flop": format_flops, "byte": format_rate}
 
 
@@ -125,7 +125,7 @@ class _Bar:
         now = monotonic()
         if now < self._next or self._broken:
             return
-        self._next = now + REDRAW
+        self._next = now + _REDRAW
         try:
             if self._bar is None:
                 self._bar = self._show()

@@ -70,7 +70,7 @@ def isolated(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
 
 @pytest.fixture(autouse=True)
 def seeded(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Inputs are fresh in every run; to repeat a failure, set PYCAUSET_TEST_SEED to what it reports."""
+    """Inputs are fresh in every run; to repeat a failure, hypothesis's too, set PYCAUSET_TEST_SEED to what it reports."""
     import numpy as np  # not before the number of BLAS threads is set
 
     seed = int(os.environ["PYCAUSET_TEST_SEED"])
@@ -89,9 +89,13 @@ def seeded(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
+@pytest.hookimpl(tryfirst=True)  # before hypothesis looks at its option, and before there are workers: they inherit the variable
 def pytest_configure(config: pytest.Config) -> None:
     keep_terminal()
-    os.environ.setdefault("PYCAUSET_TEST_SEED", str(secrets.randbits(32)))  # before there are workers: they inherit it
+    if not os.environ.get("PYCAUSET_TEST_SEED"):
+        os.environ["PYCAUSET_TEST_SEED"] = str(secrets.randbits(32))
+    if config.getoption("hypothesis_seed") is None:
+        config.option.hypothesis_seed = os.environ["PYCAUSET_TEST_SEED"]
     if workers := config.getoption("numprocesses", default=None):
         # Threads of one worker's BLAS spin while the other's wait for a core: products take three times as long.
         for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):

@@ -408,9 +408,11 @@ class ArnoldiDriver:
         ``yᴴ (value - H) = zᴴ B``: a vector of the left null space of ``[H - value; B]``, for any spectrum. (With blocks of one
         the bound is the Christoffel function.) Where there is such a vector, the bound stays above its share.
         """
+        import scipy.linalg
+
         kept = self._kept
         both = self._h[kept : j + p, kept:j] - value * np.eye(j + p - kept, j - kept, dtype=self._h.dtype)
-        return float(np.linalg.norm(np.linalg.qr(both, mode="complete")[0][:p, -p:], 2))
+        return float(scipy.linalg.svdvals(scipy.linalg.qr(both)[0][:p, -p:])[0])
 
     def _begin_round(self, ritz: Ritz, j: int, missing: Array) -> tuple[int, int]:
         """Keep the converged pairs and let the space grow from new random directions.

@@ -131,16 +131,19 @@ def _sorted_out(values: Array, vectors: Array, b: Array) -> tuple[Array, Array]:
 
     LAPACK mixes them at will: copies that have converged with one that has just come up, over and over.
     """
+    import scipy.linalg
+
     near = 16 * float(np.finfo(values.dtype).eps) * float(np.abs(values).max(initial=0.0))
     ends = [*(np.flatnonzero(np.diff(values) > near) + 1).tolist(), len(values)]
     start = 0
     for stop in ends:
         if stop - start > 1:
             group = slice(start, stop)
-            mixed = vectors[:, group]
-            turn = np.linalg.svd(product(b.astype(mixed.dtype, copy=False), mixed))[2].conj().T[:, ::-1]
-            vectors[:, group] = product(mixed, turn)
             values[group] = values[group].mean()
+            if len(b):
+                mixed = vectors[:, group]
+                turn = scipy.linalg.svd(product(b.astype(mixed.dtype, copy=False), mixed))[2].conj().T[:, ::-1]
+                vectors[:, group] = product(mixed, turn)
         start = stop
     return values, vectors
 

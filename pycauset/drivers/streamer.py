@@ -69,7 +69,7 @@ class AsyncStreamer:
     timeline : bool
         Record every job for :meth:`export_timeline`.
     on_progress : callable, optional
-        Called in the submitting thread with the floating-point operations finished so far.
+        Called in the submitting thread with the floating-point operations finished so far; an attribute that may be changed.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class AsyncStreamer:
         self._readers, self._writers = readers, writers
         self._failure = Failure()
         self._timeline: list[Span] | None = [] if timeline else None
-        self._on_progress = on_progress
+        self.on_progress = on_progress
         self._started = perf_counter()
         # Which operands need no slot at the device level, or none at the host level.
         reached = [
@@ -277,11 +277,6 @@ class AsyncStreamer:
             self._jobs.source(tile).read(tile.rect, copy)
             copies.append(copy)
         return copies
-
-    @property
-    def flops(self) -> float:
-        """Floating-point operations of the tasks that are finished."""
-        return self._flops
 
     def statistics(self) -> StreamStatistics:
         """Totals so far."""
@@ -471,8 +466,8 @@ class AsyncStreamer:
         self._finished.append(number)
         if len(self._finished) > 65536:
             self._finished.popleft()
-        if self._on_progress is not None:
-            self._on_progress(self._flops)
+        if self.on_progress is not None:
+            self.on_progress(self._flops)
 
     def _raise(self) -> None:
         assert self._failure.error is not None

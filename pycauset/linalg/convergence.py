@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from pycauset.progress import REDRAW, reporter
+from pycauset.progress import reporter
 from pycauset.units import format_seconds
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ __all__ = ["watched"]
 
 @contextmanager
 def watched(progress: Any, name: str, k: int) -> Iterator[Callable[[ArnoldiDriver, float], None]]:
-    """What takes the driver and the share of the present pass that is done: before each pass, in between, and at the end.
+    """What takes the driver and the share of the present pass that is done: 0 before each pass and at the end, more in between.
 
     Parameters
     ----------
@@ -44,18 +44,13 @@ def watched(progress: Any, name: str, k: int) -> Iterator[Callable[[ArnoldiDrive
         yield call
         return
     begin = monotonic()
-    done = shown = 0.0
-    pace = ""
+    done, pace = 0.0, ""
     with reporter(progress, name, 1.0) as report:
 
         def show(driver: ArnoldiDriver, share: float) -> None:
-            nonlocal done, shown, pace
-            now = monotonic()
-            if not share:
-                pace = f" of {format_seconds((now - begin) / driver.passes)}" if driver.passes else ""
-            elif now < shown + REDRAW:  # told of each tile
-                return
-            shown = now
+            nonlocal done, pace
+            if not share and driver.passes:
+                pace = f" of {format_seconds((monotonic() - begin) / driver.passes)}"
             note = f"{driver.passes} passes{pace}"
             if share:
                 note += f", the next at {share:.0%}"

@@ -231,8 +231,8 @@ def pairs(
     _keep_checkpoints(request, kind, placed, machine)
     tell = request.progress
     if tell is not None:
-        product.told = lambda share: tell(machine, share)
-        stack.callback(setattr, product, "told", None)  # the driver's checkpoints know the product: no cycle is left
+        product.report_to(lambda share: tell(machine, share))
+        stack.callback(product.report_to, None)  # the driver's checkpoints know the product: no cycle is left
 
     def multiply(x: Any) -> Any:
         if tell is not None:

@@ -295,7 +295,7 @@ def _combined(bands: Array, tops: list[Array], c: Array, out: Array) -> None:
     """``Q c`` of what `_orthonormal` left, into ``out``, which may be the bands themselves."""
     for band, top in zip(reversed(_bands(bands)), reversed(tops), strict=True):
         out[band] = multiplied(bands[band], np.ascontiguousarray(c))
-        c = top @ c
+        c = multiplied(top, c)
 
 
 def _step(width: int) -> int:
@@ -354,7 +354,7 @@ def randomized_svd(
     return_stats, memory, gpu_memory
         As in `eigsh`; the residuals are ``‖Aᴴ u - s v‖``.
     progress : bool or callable, optional
-        As in `matmul`; a callable gets the passes that are done, and how many there are.
+        As in `matmul`; a callable gets the passes that are done, with the share of the present one, and how many there are.
 
     Returns
     -------
@@ -403,7 +403,7 @@ def randomized_svd(
             reporter(progress, name, float(passes)) as report,
         ):
             done = 0
-            product.told = lambda share: report(done + share, f"{done} of {passes} passes, the next at {share:.0%}")
+            product.report_to(lambda share: report(done + share, f"{done} of {passes} passes, the next at {share:.0%}"))
             x = _normal(rng, (order, width), a.dtype)
             while done < passes - 1:
                 y = product(x)

@@ -146,6 +146,9 @@ class _Around(Called):
         super().__init__(of, call, of.dtype)
         self._inner = inner
 
+    def report_to(self, told: Callable[[float], object] | None) -> None:
+        self._inner.report_to(told)
+
     def close(self) -> None:
         self._inner.close()
 

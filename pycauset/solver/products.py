@@ -42,14 +42,12 @@ class Product(abc.ABC):
         Vectors multiplied so far.
     forward : ndarray or None
         With ``gram``: ``A X`` of the last product.
-    told : callable or None
-        Takes the share of a pass that is done, while it goes on; products that stream tell.
     """
 
     passes = 0
     columns = 0
     forward: Array | None = None
-    told: Callable[[float], object] | None = None
+    _told: Callable[[float], object] | None = None
     #: Whether it takes and gives blocks in GPU memory.
     resident = False
 
@@ -78,6 +76,10 @@ class Product(abc.ABC):
         raise NonFiniteError(
             "a product of the matrix with a finite block holds NaN or infinity: the matrix has some, or overflows"
         )
+
+    def report_to(self, told: Callable[[float], object] | None) -> None:
+        """Tell a function which share of a pass is done, while it goes on: above 0, at most 1. Only products that stream do."""
+        self._told = told
 
     def close(self) -> None:  # noqa: B027 - most hold nothing
         """Give back what is held."""
@@ -294,19 +296,33 @@ class StreamedProduct(Product):
     def _multiply(self, x: Array) -> Array:
         columns = x.shape[1]
         np.copyto(self._blocks[0][:, :columns], x.conj() if self._conjugate else x)
-        begun, told = self._streamer.flops, self.told
-        for task in self.driver.tasks(self.plan, columns, backwards=self.passes % 2 == 0):
-            self._streamer.submit(task)
-            if told is not None:
-                told(min(1.0, (self._streamer.flops - begun) / max(self._flops * columns, 1.0)))
-        self._streamer.flush()
-        self._flops = (self._streamer.flops - begun) / columns  # exact: tiles of zeros take none
+        begun = self._streamer.statistics().flops
+        self._streamer.on_progress = self._reporter(begun, self._flops * columns)
+        try:
+            for task in self.driver.tasks(self.plan, columns, backwards=self.passes % 2 == 0):
+                self._streamer.submit(task)
+            self._streamer.flush()
+        finally:
+            self._streamer.on_progress = None
+        self._flops = (self._streamer.statistics().flops - begun) / columns  # exact: tiles of zeros take none
         self.forward = self._blocks[1][:, :columns] if self._gram else None
         y = self._blocks[2 if self._gram else 1][:, :columns]
         if self._conjugate:
             self.forward = self.forward.conj() if self.forward is not None else None
             y = y.conj()
         return y
+
+    def _reporter(self, begun: float, expected: float) -> Callable[[float], None] | None:
+        """Turn operations since the first pass into the share of this one."""
+        told = self._told
+        if told is None:
+            return None
+
+        def report(flops: float) -> None:
+            if flops > begun:
+                told(min(1.0, (flops - begun) / expected))
+
+        return report
 
     def _blame(self, x: Array) -> None:
         blame(self.driver.stores[0], self.driver.first_unfit(self.plan))

@@ -15,7 +15,7 @@ import pytest
 import pycauset
 from pycauset import progress
 from pycauset.drivers import block_product
-from pycauset.linalg import convergence, eigs, eigsh, randomized_svd, svds
+from pycauset.linalg import eigs, eigsh, randomized_svd, svds
 from pycauset.storage import create_store
 from pycauset.tiling import Rect
 
@@ -55,15 +55,17 @@ def test_a_bar_shows_passes_converged_pairs_and_the_residual(call: Any, monkeypa
         assert words in shown
 
 
-def test_a_bar_moves_within_a_pass_over_a_matrix_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("options", [{}, {"M": np.diag(np.full(150, 2.0))}], ids=["", "with M"])
+def test_a_bar_moves_within_a_pass_over_a_matrix_on_disk(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     screen = Screen()
     monkeypatch.setattr(sys, "stderr", screen)
     monkeypatch.setenv("COLUMNS", "160")
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setattr(progress, "REDRAW", 0.0)
-    monkeypatch.setattr(convergence, "REDRAW", 0.0)
+    monkeypatch.setattr(progress, "_REDRAW", 0.0)
     monkeypatch.setattr(block_product, "_SMALLEST", 1)  # a tile for each chunk
-    eigsh(stored(tmp_path), 3, block_size=4, progress=True)
+    eigsh(stored(tmp_path), 3, block_size=4, progress=True, **options)
     shares = [int(found) for found in re.findall(r"the next at +(\d+)%", screen.getvalue())]
     assert {share for share in shares if 0 < share < 100}
     assert max(shares) <= 100
@@ -77,6 +79,7 @@ def test_a_callable_gets_parts_of_the_passes_of_a_randomized_svd_over_a_matrix_o
     randomized_svd(stored(tmp_path), 3, power_iterations=1, progress=lambda done, total: seen.append(done))
     assert seen == sorted(seen)
     assert {1.0, 2.0, 3.0} < set(seen)
+    assert {int(done) for done in seen if done % 1} == {0, 1, 2}, "every pass tells"
 
 
 @pytest.mark.parametrize("call", [*CALLS, lambda a, **o: randomized_svd(a, 3, **o)])
@@ -88,10 +91,14 @@ def test_quiet_where_there_is_no_terminal(call: Any, progress: Any, monkeypatch:
     assert screen.getvalue() == ""
 
 
+@pytest.mark.parametrize("on_disk", [False, True])
 @pytest.mark.parametrize("call", CALLS)
-def test_a_callable_gets_converged_pairs(call: Any) -> None:
+def test_a_callable_gets_converged_pairs(call: Any, on_disk: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(block_product, "_SMALLEST", 1)  # a tile for each chunk
     seen: list[tuple[float, float]] = []
-    call(matrix(), progress=lambda done, total: seen.append((done, total)))
+    a = stored(tmp_path) if on_disk else matrix()
+    *_, stats = call(a, progress=lambda done, total: seen.append((done, total)), return_stats=True)
+    assert len(seen) <= stats.passes + 2, "once for each pass"
     assert seen[-1] == (3, 3)
     assert {total for _, total in seen} == {3}
     assert all(0 <= done <= 3 for done, _ in seen)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+import os
 import shutil
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -77,7 +79,8 @@ class Interrupted:
     """A call that was interrupted half-way, as it lies on disk; it can be put back as often as one likes."""
 
     def __init__(self, folder: Path, kind: str) -> None:
-        rng = np.random.default_rng()
+        # Not a generator of the test that happens to come first.
+        rng = np.random.default_rng([int(os.environ["PYCAUSET_TEST_SEED"]), zlib.crc32(kind.encode())])
         self.folder, self.saved = folder / kind, folder / f"{kind} saved"
         self.folder.mkdir()
         a = on_disk(spd(SIDE, "float64", rng), self.folder / "a.zarr")
@@ -139,7 +142,7 @@ class Interrupted:
             told = str(error)
         except CorruptTileError as error:
             told = f"{self.journal}: {error}" if in_place else ""
-        except NotPositiveDefiniteError:  # so are wrong tiles
+        except NotPositiveDefiniteError:  # of the factorisation that went on with wrong tiles
             assert not truthful
             return
         if told:
