@@ -148,7 +148,7 @@ def eigsh(
     v0 = seeded_start(name, a.shape[0], v0, rng)
     options = {"tol": tol, "maxiter": maxiter, "ncv": ncv, "block_size": block_size, "v0": v0}
     request = Request.of(name, a.shape[0], k, which, HERMITIAN, a.dtype, **options)
-    check_options(None, resume)
+    check_options(progress, resume)
     request.resume = resume
     if check:
         a.check_hermitian(named_limit(memory, "memory"))
@@ -244,7 +244,7 @@ def eigs(
     options = {"tol": tol, "maxiter": maxiter, "ncv": ncv, "block_size": block_size, "v0": v0}
     options["conjugate"] = kind != "hermitian" and a.dtype.kind != "c"
     request = Request.of(name, a.shape[0], k, which, GENERAL, a.dtype, **options)
-    check_options(None, resume)
+    check_options(progress, resume)
     request.resume = resume
     if kind == "hermitian":  # imaginary parts are all alike
         request.which = {"LR": "LA", "SR": "SA", "SM": "SM"}.get(which, "LM")

@@ -118,7 +118,7 @@ def svds(
     v0 = seeded_start(name, order, v0, random_state if rng is None else rng)
     numbers = {"tol": tol, "maxiter": maxiter, "ncv": ncv, "block_size": block_size, "v0": v0}
     request = Request.of(name, order, k, which, ("LM", "SM"), a.dtype, **numbers)
-    check_options(None, resume)
+    check_options(progress, resume)
     request.resume = resume
     # Vectors of the longer side take most of the memory: only if they are asked for.
     long = return_singular_vectors is True or return_singular_vectors == ("u" if _gram(a) == "tall" else "vh")

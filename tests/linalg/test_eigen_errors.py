@@ -58,6 +58,9 @@ def test_arguments(function: Any, options: dict[str, Any], error: type[Exception
     ("call", "error", "words"),
     [
         (lambda: eigsh(np.ones((4, 5))), errors.ShapeError, "must be square"),
+        (lambda: eigsh(np.eye(5), 2, progress="yes"), errors.ConfigError, "progress is 'yes'"),  # LAPACK's, which shows none
+        (lambda: eigs(np.eye(5), 2, progress="yes"), errors.ConfigError, "progress is 'yes'"),
+        (lambda: svds(np.eye(5), 2, progress="yes"), errors.ConfigError, "progress is 'yes'"),
         (lambda: eigs(np.ones(5)), errors.ShapeError, "vector"),
         (lambda: eigsh(np.eye(80), sigma=1j), errors.ConfigError, "real"),
         (lambda: eigsh(np.eye(80), sigma=1 + 0j), errors.ConfigError, "real"),
