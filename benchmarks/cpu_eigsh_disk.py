@@ -12,7 +12,6 @@ process that does only this.
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
 BAR_TIME, BAR_PASSES, BAR_RATE = 0.18, 1 / 3, 0.9
 K, TOL = 8, 1e-8
 BLOCK = 16  # that the planner chooses
-READERS = max(2, min(8, (os.cpu_count() or 1) // 2))  # threads of a pass
 
 
 def write_matrix(path: Path, n: int) -> None:
@@ -61,7 +59,9 @@ def compare(report: Report, path: Path, options: argparse.Namespace) -> None:
     from scipy.sparse.linalg import LinearOperator
     from scipy.sparse.linalg import eigsh as scipy_eigsh
 
-    from pycauset.storage import aligned_empty, open_store
+    from pycauset import devices
+    from pycauset.drivers.block_product import BlockProductDriver
+    from pycauset.storage import ArrayStore, aligned_empty, open_store
     from pycauset.tiling import Rect
 
     n = options.n
@@ -84,6 +84,8 @@ def compare(report: Report, path: Path, options: argparse.Namespace) -> None:
                 y[rect.c0 : rect.c1] += tile.T @ x[rect.r0 : rect.r1]
         return y
 
+    block = ArrayStore(np.zeros((n, BLOCK)))
+    readers = BlockProductDriver(store, block, block, block.dtype).readers(devices.cpu())
     theirs, times, products, rates = [], [], [], []
     for _ in range(options.repeats):
         count[0] = 0
@@ -92,14 +94,14 @@ def compare(report: Report, path: Path, options: argparse.Namespace) -> None:
         scipy_eigsh(LinearOperator((n, n), multiply, dtype=np.float64), K, tol=TOL)
         theirs.append(time.perf_counter() - start)
         products.append(count[0])
-        tries = [alone(store, tiles, number) for number in range(3)]
+        tries = [alone(store, tiles, readers, number) for number in range(3)]
         drop_cache(path)
         with timed_passes(store_bytes) as passes:
             start = time.perf_counter()
             w, v, stats = find(path, options.memory)
             times.append(time.perf_counter() - start)
         assert stats.block_size == BLOCK
-        tries += [alone(store, tiles, number) for number in range(3)]
+        tries += [alone(store, tiles, readers, number) for number in range(3)]
         one, several, multiplying = np.median(tries, axis=0)
         reading = min(one, several)
         rates.append(sum(max(share * reading, multiplying) for share, _ in passes) / sum(seconds for _, seconds in passes))
@@ -114,7 +116,7 @@ def compare(report: Report, path: Path, options: argparse.Namespace) -> None:
     report.bar("worst residual / (tol |A|)", residual / TOL, 1, at_least=False, exact=True)
     report.bar("passes over SciPy's products", stats.passes / min(products), BAR_PASSES, at_least=False)
     report.bar("time over SciPy's", float(np.median(times) / np.median(theirs)), BAR_TIME, at_least=False)
-    report.figure("all tiles read alone", f"{one:.3f} s by one thread, {several:.3f} s by {READERS}")
+    report.figure("all tiles read alone", f"{one:.3f} s by one thread, {several:.3f} s by {readers}")
     report.figure("all tiles multiplied alone", f"{multiplying:.3f} s")
     report.figure("tiles read of all", ", ".join(f"{share:.2f}" for share, _ in passes))
     report.figure("seconds of a pass", ", ".join(f"{seconds:.3f}" for _, seconds in passes))
@@ -144,8 +146,8 @@ def timed_passes(store_bytes: int) -> Iterator[list[tuple[float, float]]]:
         StreamedProduct._multiply = plain  # type: ignore[method-assign]
 
 
-def alone(store: TileStore, tiles: list[Rect], number: int) -> tuple[float, float, float]:
-    """Seconds of reading all tiles by one thread and by `READERS`, in turns the other way round, and of multiplying them."""
+def alone(store: TileStore, tiles: list[Rect], readers: int, number: int) -> tuple[float, float, float]:
+    """Seconds of reading all tiles by one thread and by several, in turns the other way round, and of multiplying them."""
     from pycauset.devices.blas import gemm
     from pycauset.storage import aligned_empty
 
@@ -167,7 +169,7 @@ def alone(store: TileStore, tiles: list[Rect], number: int) -> tuple[float, floa
             list(pool.map(read_one, tiles))
             return time.perf_counter() - start
 
-    order = (1, READERS)[:: 1 if number % 2 else -1]
+    order = (1, readers)[:: 1 if number % 2 else -1]
     readings = {threads: read_all(threads) for threads in order}
     x, y = np.ones((n, BLOCK)), np.zeros((n, BLOCK))
     start = time.perf_counter()
@@ -176,7 +178,7 @@ def alone(store: TileStore, tiles: list[Rect], number: int) -> tuple[float, floa
         gemm(tile, x[rect.c0 : rect.c1], y[rect.r0 : rect.r1], beta=1.0)
         if rect.r0 != rect.c0:
             gemm(tile, x[rect.r0 : rect.r1], y[rect.c0 : rect.c1], beta=1.0, op_a="T")
-    return readings[1], readings[READERS], time.perf_counter() - start
+    return readings[1], readings[readers], time.perf_counter() - start
 
 
 def main() -> int:

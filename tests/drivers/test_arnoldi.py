@@ -31,7 +31,7 @@ MB = 1 << 20
 
 @pytest.mark.parametrize("module", [arnoldi, orthogonal, ritz, spilled, singular])
 def test_what_alternates_with_passes_leaves_numpys_blas_alone(module: ModuleType) -> None:
-    """Its threads would spin into the next pass: `b @ vectors` alone made passes a quarter slower."""
+    """Its threads would spin into the next pass."""
     nodes = list(ast.walk(ast.parse(inspect.getsource(module))))
     assert [node.lineno for node in nodes if isinstance(node, ast.BinOp) and isinstance(node.op, ast.MatMult)] == []
     used = {node.attr for node in nodes if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "np.linalg"}
