@@ -207,11 +207,19 @@ class CudaKernels:
     # -- products and solves --------------------------------------------------------------------------------------
 
     def _gemm(self, reads: Sequence[TileView], writes: Sequence[TileView], params: tuple[Any, ...], lane: CudaLane) -> None:
-        """``C = alpha op(A) op(B) + beta C``; params (alpha, beta, op_a, op_b)."""
-        alpha, beta, op_a, op_b = params
+        """``C = alpha op(A) op(B) + beta C``; params (alpha, beta, op_a, op_b).
+
+        Three more, (cols, row_b, row_c), ask for a part: the first ``cols`` columns of A, rows of B and of C from those on.
+        """
+        alpha, beta, op_a, op_b, *part = params
         a, b, c = reads[0], reads[1], writes[0]
-        depth = a.cols if op_a == "N" else a.rows
-        lane.blas.gemm(c.kind, op_b, op_a, c.cols, c.rows, depth, alpha, b.address, b.ld, a.address, a.ld, beta, c.address, c.ld)  # type: ignore[union-attr]
+        rows, depth, from_b, from_c = c.rows, a.cols if op_a == "N" else a.rows, b.address, c.address
+        if part:
+            cols, row_b, row_c = part
+            rows, depth = (a.rows, cols) if op_a == "N" else (cols, a.rows)
+            from_b += row_b * b.ld * b.dtype.itemsize
+            from_c += row_c * c.ld * c.dtype.itemsize
+        lane.blas.gemm(c.kind, op_b, op_a, c.cols, rows, depth, alpha, from_b, b.ld, a.address, a.ld, beta, from_c, c.ld)  # type: ignore[union-attr]
 
     def _rank_k(self, reads: Sequence[TileView], writes: Sequence[TileView], params: tuple[Any, ...], lane: CudaLane) -> None:
         """SYRK or HERK on the lower triangle, mirrored at the end; params (alpha, beta, op_a, hermitian, last).

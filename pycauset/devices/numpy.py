@@ -22,9 +22,18 @@ Array = np.ndarray[Any, Any]
 
 
 def _gemm(reads: Sequence[Array], writes: Sequence[Array], params: tuple[Any, ...], lane: Any) -> None:
-    """``C = alpha op(A) op(B) + beta C``; params (alpha, beta, op_a, op_b)."""
-    alpha, beta, op_a, op_b = params
-    gemm(reads[0], reads[1], writes[0], alpha=alpha, beta=beta, op_a=op_a, op_b=op_b)
+    """``C = alpha op(A) op(B) + beta C``; params (alpha, beta, op_a, op_b).
+
+    Three more, (cols, row_b, row_c), ask for a part: the first ``cols`` columns of A, rows of B and of C from those on.
+    """
+    alpha, beta, op_a, op_b, *part = params
+    a, b, c = reads[0], reads[1], writes[0]
+    if part:
+        cols, row_b, row_c = part
+        a = a[:, :cols]
+        rows, depth = a.shape if op_a == "N" else a.shape[::-1]
+        b, c = b[row_b : row_b + depth], c[row_c : row_c + rows]
+    gemm(a, b, c, alpha=alpha, beta=beta, op_a=op_a, op_b=op_b)
 
 
 def _rank_k(reads: Sequence[Array], writes: Sequence[Array], params: tuple[Any, ...], lane: Any) -> None:

@@ -8,12 +8,13 @@ RAM too, or in GPU memory beside it; small matrices of coefficients are always i
 from __future__ import annotations
 
 import abc
+from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import Any, Final, Self
 
 import numpy as np
 
-from pycauset.devices.blas import adjoint_product, product
+from pycauset.devices.blas import adjoint_product, one_thread, product
 
 __all__ = ["ArrayBasis", "Basis", "DeviceBasis"]
 
@@ -66,6 +67,10 @@ class Basis(abc.ABC):
     @abc.abstractmethod
     def rotate(self, z: Array, tail: int) -> None:
         """Replace the first ``len(z)`` columns by ``V z``; the ``tail`` columns behind them follow."""
+
+    def beside(self) -> AbstractContextManager[object]:
+        """What all work between two products goes under."""
+        return nullcontext()
 
     # -- blocks of vectors, wherever they lie -------------------------------------------------------------------------
 
@@ -183,6 +188,9 @@ class DeviceBasis(Basis):
         self._v, self._xp, self._room = v, xp, room
         self.n, self.dtype = len(v), np.dtype(v.dtype)
         self._home = getattr(xp, "asnumpy", np.asarray)
+
+    def beside(self) -> AbstractContextManager[object]:
+        return one_thread()  # only small matrices are left to the host
 
     def block(self, start: int, stop: int) -> Any:
         return self._v[:, start:stop]

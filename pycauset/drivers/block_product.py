@@ -1,7 +1,8 @@
 """BlockProductDriver: ``Y = op(A) X`` for a block X of a few vectors, and ``Z = op(A)ᴴ op(A) X`` in one pass over A.
 
 Mathematics: with A cut into tiles, ``Y_i = Σ_j op(A)_ij X_j``. Of a matrix that equals ± its own (conjugate) transpose only
-the tiles on and below the diagonal are read, and each one off it serves twice: ``Y_i += A_ij X_j`` and ``Y_j += ± A_ijᴴ X_i``.
+the tiles on and below the diagonal are read, cut off at it, and their columns before it serve twice: ``Y_i += A_ij X_j`` and
+``Y_j += ± A_ijᴴ X_i``.
 The other product takes A in panels of rows of op(A): ``T_i = op(A)_i X``, then ``Z += op(A)_iᴴ T_i`` while the panel is resident.
 
 Order: row by row. Of the tiles, as many as memory can hold stay there for good, spread evenly over the pass, and the others come
@@ -33,8 +34,11 @@ __all__ = ["LOOKAHEAD", "MIRRORS", "BlockProductDriver", "BlockProductPlan"]
 _A, _X, _Y, _Z = 0, 1, 2, 3
 _SMALLEST: Final = 4 << 20
 _PIECE: Final = 16 << 20
-#: Rows and columns of a tile of an array without chunks; long rows are copied to a GPU at the link's full rate.
-_FREE, _FREE_ON_GPU = 1024, 4096
+#: Rows and columns of a tile of an array without chunks.
+_FREE: Final = 1024
+#: The same for a GPU: rows, and bytes of a row. While kernels read GPU memory, rows of 32 KiB reach an H200 at 88 % of the
+#: link's rate, rows of 64 KiB at all of it; alone both do.
+_ROWS_ON_GPU, _ROW_BYTES_ON_GPU = 2048, 64 << 10
 #: Slots for tiles that come and go.
 _AHEAD: Final = 3
 #: Tasks of `Y = op(A) X` that must be known before the first starts: the driver itself says what stays.
@@ -52,18 +56,15 @@ class BlockProductPlan:
     ----------
     tile : (int, int)
         Largest tile of A.
-    slots : (int, int)
-        Slots for tiles of A, and for those of X and Y on a device that does not reach them.
+    slots : int
+        Slots for tiles of A; those of X, Y and Z, on a device that does not reach them, all have one.
     resident : int
         Tiles of A that stay from pass to pass.
-    mirrored : bool
-        Only one triangle is read.
     """
 
     tile: tuple[int, int]
-    slots: tuple[int, int]
+    slots: int
     resident: int
-    mirrored: bool
     disk_read: int
     tasks: int
     device_bytes: int
@@ -125,21 +126,20 @@ class BlockProductDriver:
             If two tiles do not fit.
         """
         a = self.stores[_A]
-        m, n = a.shape
         size = self.dtype.itemsize
-        reached = device.reaches(a, self.dtype)
-        others = sum(
-            0 if device.unified and device.reaches(s, self.dtype) else ceil_div(max(s.shape), 1) for s in self.stores[1:]
+        reached = device.unified and device.reaches(a, self.dtype)
+        beside = sum(
+            s.shape[0] * self.width * size for s in self.stores[1:] if not (device.unified and device.reaches(s, self.dtype))
         )
-        beside = others * self.width * size
-        tile = self._tile((room - beside) // 3, _FREE if device.unified else _FREE_ON_GPU)
-        rows, cols = ceil_div(m, tile[0]), ceil_div(n, tile[1])
-        count = rows * (rows + 1) // 2 if self.mirror else rows * cols
+        tile = self._tile((room - beside) // 3, device)
+        areas = [each.rect.size for row in self._tiles(tile) for each in row]
+        count = len(areas)
         slot = round_up(tile[0] * tile[1] * size, 4096)
-        small = round_up(max(tile) * self.width * size, 4096)
-        vectors = 0 if device.unified else len(self.stores[1:]) * max(rows, cols)
-        held = 0 if reached and device.unified else min(count + 1, (room - vectors * small) // slot)
-        if held < 2 and not (reached and device.unified):
+        parts = [] if device.unified or not count else self._parts(tile)
+        small = [round_up(p[0][1] * self.width * size, 4096) for p in parts]
+        vectors = sum(len(p) * nbytes for p, nbytes in zip(parts, small, strict=True))
+        held = 0 if reached else min(count + 1, (room - vectors) // slot)
+        if held < 2 and not reached:
             raise MemoryLimitError(
                 f"tiles of {tile[0]} x {tile[1]} {self.dtype} take {format_bytes(slot)}, and two of them beside the "
                 f"vectors do not fit in the {format_bytes(room)} left; raise it, or store the matrix in smaller chunks"
@@ -150,39 +150,40 @@ class BlockProductDriver:
             host_slot = round_up(min(slot, pieces), 4096)
             if not has_no_chunks(a) and a.whole_chunks:
                 host_slot = slot
-            least = ceil_div(max(slot, small), host_slot) * 2 + 2
+            least = ceil_div(max(slot, *small), host_slot) * 2 + 2
             host_slots = max(least, min(64, host_room // host_slot))
             if host_slots * host_slot > host_room:
                 raise MemoryLimitError(
                     f"{host_slots} host slots of {format_bytes(host_slot)} do not fit in the {format_bytes(host_room)} left"
                 )
-        share = count / max(rows * cols, 1)
-        per_tile = 2 if self.mirror or self.gram else 1
         return BlockProductPlan(
             tile,
-            (int(held), vectors),
+            int(held),
             count if held > count else max(0, int(held) - (self.readers(device) if device.unified else 0) - _AHEAD),
-            self.mirror is not None,
-            int(m * n * a.dtype.itemsize * share),
-            count * per_tile,
-            int(held) * slot + vectors * small,
+            sum(areas) * a.dtype.itemsize,
+            count * (2 if self.mirror or self.gram else 1),
+            int(held) * slot + vectors,
             host_slots * host_slot,
             host_slots,
             host_slot,
         )
 
-    def _tile(self, most: int, free: int) -> tuple[int, int]:
-        """Whole chunks of a few megabytes, or ``free`` rows and columns of an array; parts of that where memory is short."""
+    def _tile(self, most: int, device: Device) -> tuple[int, int]:
+        """Whole chunks of a few megabytes, or what suits the device of an array; parts of that where memory is short."""
         a = self.stores[_A]
         m, n = max(a.shape[0], 1), max(a.shape[1], 1)
         size = self.dtype.itemsize
-        height, width = (free, free) if has_no_chunks(a) else (min(a.chunks[0], m), min(a.chunks[1], n))
-        if self.mirror:
+        free = has_no_chunks(a)
+        if not free:
+            height, width = min(a.chunks[0], m), min(a.chunks[1], n)
+        else:
+            height, width = (_FREE, _FREE) if device.unified else (_ROWS_ON_GPU, _ROW_BYTES_ON_GPU // size)
+        if self.mirror and not free:
             height = width = max(height, width)
         while height * width * size < _SMALLEST and (height < m or width < n) and 4 * height * width * size <= most:
             height, width = 2 * height, 2 * width
         while height * width * size > most and not a.whole_chunks and height * width > 1:
-            if self.mirror:
+            if self.mirror and not free:  # a chunk is not cut by the diagonal of another
                 height = width = ceil_div(height, 2)
             elif height > 1:
                 height = ceil_div(height, 2)
@@ -190,14 +191,36 @@ class BlockProductDriver:
                 width = ceil_div(width, 2)
         return min(height, m), min(width, n)
 
+    def _tiles(self, tile: tuple[int, int]) -> list[list[Tile]]:
+        """Tiles of A, row by row: all of them, or those up to the diagonal, cut off where the rows meet it."""
+        (m, n), (h, w) = self.stores[_A].shape, tile
+        rows = [(r, min(r + h, m)) for r in range(0, m, h)]
+        if self.mirror:
+            return [[Tile(_A, r, stop, c, min(c + w, stop)) for c in range(0, stop, w)] for r, stop in rows]
+        return [[Tile(_A, r, stop, c, min(c + w, n)) for c in range(0, n, w)] for r, stop in rows]
+
+    def _parts(self, tile: tuple[int, int]) -> list[list[tuple[int, int]]]:
+        """The rows of X, of Y and of Z that are moved at once: as long as the side of a tile that they meet.
+
+        Next to one triangle vectors are met by rows and by columns of tiles: then parts are as long as a tile is wide, and rows
+        of tiles, of which a whole number makes that width, meet a piece of one.
+        """
+        (m, n), (h, w) = self.stores[_A].shape, tile
+        down, across = [(r, min(r + h, m)) for r in range(0, m, h)], [(c, min(c + w, n)) for c in range(0, n, w)]
+        if self.mirror:
+            return [across, across]
+        ends = [across, down, across] if self.op == "N" else [down, across, down]
+        return ends[: len(self.stores) - 1]
+
     # -- what the streamer is built from ------------------------------------------------------------------------------
 
     def operands(self, plan: BlockProductPlan) -> list[Operand]:
         """A and the blocks as the streamer takes them."""
-        held, vectors = plan.slots
-        side = max(plan.tile)
-        blocks = (Operand(store, self.dtype, (side, self.width), vectors, "X") for store in self.stores[1:])
-        return [Operand(self.stores[_A], self.dtype, plan.tile, held, "A"), *blocks]
+        blocks = [
+            Operand(store, self.dtype, (parts[0][1] if parts else 0, self.width), len(parts), name)
+            for store, parts, name in zip(self.stores[1:], self._parts(plan.tile), "XYZ", strict=False)
+        ]
+        return [Operand(self.stores[_A], self.dtype, plan.tile, plan.slots, "A"), *blocks]
 
     def readers(self, device: Device) -> int:
         """Threads that fetch tiles."""
@@ -211,9 +234,7 @@ class BlockProductDriver:
 
     def tasks(self, plan: BlockProductPlan, columns: int, *, backwards: bool = False) -> Iterator[TileTask]:
         """One pass over A, for the first ``columns`` vectors."""
-        rows, cols = self._grid(plan)
-        places = sorted({*rows, *cols})
-        ends = tuple(Tile(i, *place, 0, columns) for i in range(1, len(self.stores)) for place in places)
+        ends = tuple(tile for tiles in self._vectors(plan, columns) for tile in tiles)
         last: TileTask | None = None
         for task in self._panels(plan, columns, backwards) if self.gram else self._rows(plan, columns):
             if last is not None:
@@ -222,81 +243,81 @@ class BlockProductDriver:
         if last is not None:  # the next pass brings other vectors
             yield last._replace(drop=last.drop + ends)
 
-    def _grid(self, plan: BlockProductPlan) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-        (m, n), (h, w) = self.stores[_A].shape, plan.tile
-        return [(r, min(r + h, m)) for r in range(0, m, h)], [(c, min(c + w, n)) for c in range(0, n, w)]
+    def _vectors(self, plan: BlockProductPlan, columns: int) -> list[list[Tile]]:
+        """The tiles of X, of Y and of Z."""
+        return [[Tile(i, *part, 0, columns) for part in parts] for i, parts in enumerate(self._parts(plan.tile), start=_X)]
 
     def _rows(self, plan: BlockProductPlan, columns: int) -> Iterator[TileTask]:
-        rows, cols = self._grid(plan)
-        a = self.stores[_A]
+        a, vectors = self.stores[_A], self._vectors(plan, columns)
         begun: set[Tile] = set()
 
         def product(
-            tile: Tile, source: tuple[int, int], target: tuple[int, int], op: str, alpha: float, drop: tuple[Tile, ...]
-        ) -> TileTask:
-            x, y = Tile(_X, *source, 0, columns), Tile(_Y, *target, 0, columns)
-            beta = 1.0 if y in begun else 0.0
-            begun.add(y)
-            reads = (tile, x, y) if beta else (tile, x)
-            # X changes from pass to pass: no level below the device may keep it.
-            return TileTask("gemm", reads, (y,), (alpha, beta, op, "N"), self._flops(tile, columns), drop, (x,))
-
-        number, total = 0, len(rows) * (len(rows) + 1) // 2 if self.mirror else len(rows) * len(cols)
-        for i in range(len(rows)):
-            for j in range(i + 1) if self.mirror else range(len(cols)):
-                number += 1
-                stays = number * plan.resident // total > (number - 1) * plan.resident // total
-                tile = Tile(_A, *rows[i], *cols[j])
-                if a.is_zero(tile.rect):
-                    continue
-                twice = self.mirror is not None and i != j
-                drop = () if stays else (tile,)
-                ends = (cols[j], rows[i]) if self.op == "N" else (rows[i], cols[j])
-                yield product(tile, *ends, self.op, 1.0, () if twice else drop)
-                if self.mirror and twice:
-                    op, factor = MIRRORS[self.mirror]
-                    yield product(tile, rows[i], cols[j], op, factor, drop)
-        for place in rows if self.op == "N" else cols:  # nothing but zeros there
-            y = Tile(_Y, *place, 0, columns)
+            tile: Tile, cols: int, source: int, target: int, op: str, alpha: float, drop: tuple[Tile, ...]
+        ) -> Iterator[TileTask]:
+            """Multiply the first ``cols`` columns of a tile by X from row ``source`` on, and add that to Y from row ``target`` on."""
+            x, y = (tiles[at // tiles[0].shape[0]] for tiles, at in zip(vectors, (source, target), strict=True))
             if y not in begun:
+                begun.add(y)
+                yield TileTask("scale", (), (y,), (0.0,))
+            params = (alpha, 1.0, op, "N", cols, source - x.r0, target - y.r0)
+            # X changes from pass to pass: no level below the device may keep it.
+            yield TileTask("gemm", (tile, x, y), (y,), params, self._flops(tile.shape[0], cols, columns), drop, (x,))
+
+        rows = self._tiles(plan.tile)
+        whole = sum(tile.shape == plan.tile for row in rows for tile in row)
+        # Tiles that stay, of those as large as their slots and of the others, and how many of each kind there are.
+        kinds = {True: (min(plan.resident, whole), whole)}
+        kinds[False] = plan.resident - kinds[True][0], sum(map(len, rows)) - whole
+        seen = {True: 0, False: 0}
+        for tile in (tile for row in rows for tile in row):
+            is_whole = tile.shape == plan.tile
+            (stay, of), number = kinds[is_whole], seen[is_whole]
+            seen[is_whole] += 1
+            if a.is_zero(tile.rect):
+                continue
+            drop = () if (number + 1) * stay // of > number * stay // of else (tile,)
+            before = max(0, min(tile.c1, tile.r0) - tile.c0) if self.mirror else 0  # columns that serve twice
+            ends = (tile.c0, tile.r0) if self.op == "N" else (tile.r0, tile.c0)
+            yield from product(tile, tile.shape[1], *ends, self.op, 1.0, () if before else drop)
+            if self.mirror and before:
+                op, factor = MIRRORS[self.mirror]
+                yield from product(tile, before, tile.r0, tile.c0, op, factor, drop)
+        for y in vectors[1]:
+            if y not in begun:  # nothing but zeros there
                 yield TileTask("scale", (), (y,), (0.0,))
 
     def _panels(self, plan: BlockProductPlan, columns: int, backwards: bool) -> Iterator[TileTask]:
-        rows, cols = self._grid(plan)
         plain = self.op == "N"
-        panels, across = (rows, cols) if plain else (cols, rows)
+        across, panels, _ = self._vectors(plan, columns)
         a = self.stores[_A]
         begun: set[Tile] = set()
         forth, back = (self.op, "H") if plain else (self.op, "N")
         turn = backwards
-        for panel in panels[:: -1 if backwards else 1]:
-            y = Tile(_Y, *panel, 0, columns)
-            tiles = [Tile(_A, *panel, *c) if plain else Tile(_A, *c, *panel) for c in across]
-            there = [(t, c) for t, c in zip(tiles, across, strict=True) if not a.is_zero(t.rect)][:: -1 if turn else 1]
-            for number, (tile, c) in enumerate(there):
-                x = Tile(_X, *c, 0, columns)
+        for y in panels[:: -1 if backwards else 1]:
+            panel = y.r0, y.r1
+            tiles = [Tile(_A, *panel, x.r0, x.r1) if plain else Tile(_A, x.r0, x.r1, *panel) for x in across]
+            there = [(t, x) for t, x in zip(tiles, across, strict=True) if not a.is_zero(t.rect)][:: -1 if turn else 1]
+            for number, (tile, x) in enumerate(there):
                 reads = (tile, x, y) if number else (tile, x)
-                yield TileTask("gemm", reads, (y,), (1.0, float(number > 0), forth, "N"), self._flops(tile, columns), forget=(x,))
+                flops = self._flops(*tile.shape, columns)
+                yield TileTask("gemm", reads, (y,), (1.0, float(number > 0), forth, "N"), flops, forget=(x,))
             if not there:
                 yield TileTask("scale", (), (y,), (0.0,))
-            for tile, c in there[::-1]:
-                z = Tile(_Z, *c, 0, columns)
+            for tile, x in there[::-1]:
+                z = x._replace(operand=_Z)
                 reads = (tile, y, z) if z in begun else (tile, y)
-                yield TileTask("gemm", reads, (z,), (1.0, float(z in begun), back, "N"), self._flops(tile, columns))
+                flops = self._flops(*tile.shape, columns)
+                yield TileTask("gemm", reads, (z,), (1.0, float(z in begun), back, "N"), flops)
                 begun.add(z)
             turn = not turn
-        for c in across:
-            z = Tile(_Z, *c, 0, columns)
+        for x in across:
+            z = x._replace(operand=_Z)
             if z not in begun:
                 yield TileTask("scale", (), (z,), (0.0,))
 
-    def _flops(self, tile: Tile, columns: int) -> float:
-        return (8.0 if self.dtype.kind == "c" else 2.0) * tile.shape[0] * tile.shape[1] * columns
+    def _flops(self, rows: int, cols: int, columns: int) -> float:
+        return (8.0 if self.dtype.kind == "c" else 2.0) * rows * cols * columns
 
     def first_unfit(self, plan: BlockProductPlan) -> Iterator[Rect]:
         """The tiles of A that a pass reads, for looking at them one by one."""
-        rows, cols = self._grid(plan)
-        for i, r in enumerate(rows):
-            for j, c in enumerate(cols):
-                if not (self.mirror and j > i):
-                    yield Rect(*r, *c)
+        return (tile.rect for row in self._tiles(plan.tile) for tile in row)

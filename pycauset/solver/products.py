@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -375,11 +375,15 @@ def blame_resident(a: Any, xp: Any) -> None:
         )
 
 
-def drive(machine: Any, product: Callable[[Array], Array]) -> Any:
-    """Run a generator that asks for products, ``y = yield x``; returns what it returns."""
+def drive(
+    machine: Any, product: Callable[[Array], Array], beside: Callable[[], AbstractContextManager[object]] = nullcontext
+) -> Any:
+    """Run a generator that asks for products, ``y = yield x``, its own work ``beside``; returns what it returns."""
+    y = None
     try:
-        x = next(machine)
         while True:
-            x = machine.send(product(x))
+            with beside():
+                x = machine.send(y)
+            y = product(x)
     except StopIteration as end:
         return end.value

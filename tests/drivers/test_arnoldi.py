@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import inspect
 from types import ModuleType
 
@@ -10,11 +11,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from pycauset.devices.numpy import NumpyDevice
 from pycauset.drivers import arnoldi, block_product, orthogonal, ritz, spilled
 from pycauset.drivers.arnoldi import ArnoldiDriver, plan_arnoldi
-from pycauset.drivers.basis import ArrayBasis
+from pycauset.drivers.basis import ArrayBasis, DeviceBasis
 from pycauset.drivers.block_product import BlockProductDriver
 from pycauset.drivers.orthogonal import orthonormalise
 from pycauset.drivers.ritz import kept_space, preference, ritz_pairs
@@ -121,6 +123,33 @@ def test_the_decomposition_holds_after_restarts(kind: str, block: int) -> None:
     assert driver.norm <= scale * (1 + 1e-12)
 
 
+def test_beside_a_gpu_the_host_works_in_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small matrices are all that is left to it; where products are its own it keeps its threads, and for products it does."""
+    found: dict[str, set[int]] = {}
+
+    def threads() -> set[int]:
+        return {entry["num_threads"] for entry in threadpool_info() if entry["user_api"] == "blas"}
+
+    def extract(*args: object) -> object:
+        found["between"] = threads()
+        return ritz_pairs(*args)
+
+    def multiply(x: np.ndarray) -> np.ndarray:
+        found["product"] = threads()
+        return np.arange(60.0)[:, None] * x
+
+    monkeypatch.setattr(arnoldi, "ritz_pairs", extract)
+    plan = plan_arnoldi(60, 1, np.dtype(float), passes_cost=False, block=2, ncv=10)
+    with threadpool_limits(2, user_api="blas"):
+        if threads() != {2}:
+            pytest.skip("a BLAS here does not take two threads")
+        for basis, between in ((ArrayBasis(np.zeros((12, 60)).T), {2}), (DeviceBasis(np.zeros((12, 60)).T, np), {1})):
+            driver = ArnoldiDriver(plan, basis, "hermitian", "LA", 1e-10, 20)
+            assert drive(driver.run(), multiply, basis.beside).values[0] == pytest.approx(59)
+            assert found == {"between": between, "product": {2}}
+            assert threads() == {2}
+
+
 def test_start_vectors_come_first() -> None:
     values = np.linspace(0, 1, 80)
     plan = plan_arnoldi(80, 1, np.dtype(float), passes_cost=False, block=2, ncv=10)
@@ -222,7 +251,7 @@ def test_tiles_that_memory_holds_are_not_read_again(monkeypatch: pytest.MonkeyPa
         for _ in range(3):
             np.testing.assert_allclose(product(x), a @ x, atol=1e-12)
     plan = product.plan  # type: ignore[attr-defined]
-    assert plan.slots[0] == 8
+    assert plan.slots == 8
     assert plan.resident == 8 - 2 - 3  # beside the tiles that are on their way
     assert store.count == a.size + 2 * (16 - plan.resident) * 32 * 32  # all of it, and twice what was not there
 
@@ -235,7 +264,7 @@ def test_a_gram_product_reads_each_tile_once_when_a_panel_fits(monkeypatch: pyte
     room = 12 * 16 * 16 * 8 + 3 * 256 * 4 * 8
     scope, make = streamed(NumpyDevice(), store, "float64", 4, gram=True, room=room)
     with watchdog(), scope, make() as product:
-        assert product.plan.slots[0] < 20
+        assert product.plan.slots < 20
         x = rng.standard_normal((64, 4))
         np.testing.assert_allclose(product(x), a.T @ (a @ x), atol=1e-11)
     assert store.count == a.size
@@ -249,6 +278,48 @@ def test_triangular_stores_skip_zeros_and_pinned_arrays_upload_straight() -> Non
     with watchdog(), scope, make() as product:
         x = rng.standard_normal((90, 3))
         np.testing.assert_allclose(product(x), a @ x, atol=1e-12)
+
+
+@settings(max_examples=60)
+@given(
+    n=st.integers(1, 300),
+    rows=st.sampled_from([1, 8, 32]),
+    wide=st.sampled_from([1, 4, 16]),
+    mirror=st.sampled_from([None, *block_product.MIRRORS]),
+    op=st.sampled_from("NTH"),
+    dtype=st.sampled_from(["float64", "complex128"]),
+    room=st.integers(40_000, 2_000_000),
+    seed=st.integers(0, 2**32),
+)
+def test_tiles_longer_than_high(
+    n: int, rows: int, wide: int, mirror: str | None, op: str, dtype: str, room: int, seed: int
+) -> None:
+    """Of an array, as a GPU likes them: up to the diagonal they are cut off there, and meet pieces of the parts of Y."""
+    rng = np.random.default_rng(seed)
+    x = random_matrix(rng, (n, n), dtype)
+    a = x
+    if mirror is not None:
+        op, other = "N", x.conj().T if "hermitian" in mirror else x.T
+        a = x - other if "skew" in mirror else x + other
+        i, j = np.indices((n, n))
+        x = np.where(j < (i // rows + 1) * rows, a, np.nan)  # nothing right of the squares on the diagonal is read
+    taken = {"N": a, "T": a.T, "H": a.conj().T}[op]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(block_product, "_ROWS_ON_GPU", rows)
+        patch.setattr(block_product, "_ROW_BYTES_ON_GPU", rows * wide * a.itemsize)
+        patch.setattr(block_product, "_SMALLEST", 1)
+        scope, make = streamed(FakeGpu(), Pinned(x), dtype, 3, op=op, mirror=mirror, room=room)
+        with watchdog(), scope, contextlib.suppress(MemoryLimitError), make() as product:
+            covered = np.zeros((n, n), int)
+            for rect in product.driver.first_unfit(product.plan):
+                covered[rect.slices] += 1
+            assert covered[np.tri(n) > 0].min() == covered.max() == 1
+            assert product.plan.disk_read == covered.sum() * a.itemsize
+            for columns in (3, 1, 2):
+                b = random_matrix(rng, (n, columns), dtype)
+                exact = taken @ b
+                np.testing.assert_allclose(product(b), exact, atol=40 * np.finfo(dtype).eps * (np.abs(exact).max() + n))
+        assert not scope.leaks
 
 
 def test_too_little_memory_is_refused_with_numbers() -> None:

@@ -9,6 +9,7 @@ import pytest
 
 import pycauset
 from pycauset import devices
+from pycauset.drivers import block_product
 from pycauset.errors import NonFiniteError
 from pycauset.governor import governor
 from pycauset.linalg import eigs, eigsh, krylov, svds
@@ -22,9 +23,14 @@ pytestmark = pytest.mark.gpu
 DTYPES = ("float32", "float64", "complex64", "complex128")
 
 
+@pytest.mark.parametrize("pinned", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", ["N", "T", "H", "C", "gram", "hermitian", "skew"])
-def test_products(dtype: str, case: str) -> None:
+def test_products(dtype: str, case: str, pinned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With many tiles, longer than high."""
+    monkeypatch.setattr(block_product, "_ROWS_ON_GPU", 64)
+    monkeypatch.setattr(block_product, "_ROW_BYTES_ON_GPU", 256 * np.dtype(dtype).itemsize)
+    monkeypatch.setattr(block_product, "_SMALLEST", 1)
     rng = np.random.default_rng()
     a = random_matrix(rng, (1500, 1500), dtype)
     mirror = None
@@ -34,6 +40,9 @@ def test_products(dtype: str, case: str) -> None:
         a, mirror = a - a.T, "skew"
     op = case if case in "NTHC" else "N"
     taken = {"N": a, "T": a.T, "H": a.conj().T, "C": a.conj()}[op]
+    if pinned:
+        a, plain = pycauset.cuda.pinned_empty(a.shape, dtype), a
+        a[...] = plain
     gpu = devices.gpu()
     assert gpu is not None
     limits = operation_limits("200MB", "90MB")
@@ -43,6 +52,7 @@ def test_products(dtype: str, case: str) -> None:
             gpu, ArrayStore(a), np.dtype(dtype), 6, op=op, mirror=mirror, gram=case == "gram", limits=limits, scope=scope
         ) as product,
     ):
+        assert product.plan.tile == (64, 256)
         for columns in (6, 2):
             x = random_matrix(rng, (1500, columns), dtype)
             exact = a.conj().T @ (a @ x) if case == "gram" else taken @ x

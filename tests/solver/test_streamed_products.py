@@ -18,7 +18,8 @@ from tests.drivers.fakes import FakeGpu, Pinned
 
 def test_copies_begin_with_the_first_tasks_of_each_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not when all tasks of a pass are known: the link would have nothing to do for as long as Python takes to make them."""
-    monkeypatch.setattr(block_product, "_FREE_ON_GPU", 64)
+    monkeypatch.setattr(block_product, "_ROWS_ON_GPU", 64)
+    monkeypatch.setattr(block_product, "_ROW_BYTES_ON_GPU", 64 * 8)
     monkeypatch.setattr(block_product, "_SMALLEST", 1 << 10)
     n, width = 1000, 3
     rng = np.random.default_rng()
