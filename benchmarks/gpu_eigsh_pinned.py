@@ -19,13 +19,15 @@ BAR_RATE = 0.9
 K, TOL = 8, 1e-8
 
 
-def link_rate(cupy: Any, a: np.ndarray, width: int | None = None) -> float:
-    """Bytes per second of copying parts of the matrix to the GPU: whole rows, or squares of ``width``."""
+def link_rate(cupy: Any, a: np.ndarray, width: int | None = None, *, beside: bool = False) -> float:
+    """Bytes per second of copying 128 MiB at once to the GPU: whole rows or ``width`` columns; ``beside`` products with them."""
     runtime, n, size = cupy.cuda.runtime, len(a), a.itemsize
     width = n if width is None else min(width, n)
     height = max(1, min(n, (128 << 20) // (width * size)))
     target = cupy.empty((height, width))
-    stream = cupy.cuda.Stream(non_blocking=True)
+    stream, other = cupy.cuda.Stream(non_blocking=True), cupy.cuda.Stream(non_blocking=True)
+    x, copied = cupy.ones((width, 16)), cupy.cuda.Event(disable_timing=True)
+    target @ x  # loads the kernel
     rows = range(0, n - height + 1, height)
     rows = rows[:: max(1, len(rows) // 32)]
     rates = []
@@ -34,6 +36,11 @@ def link_rate(cupy: Any, a: np.ndarray, width: int | None = None) -> float:
         for r in rows:
             source = a.ctypes.data + r * n * size
             runtime.memcpy2DAsync(target.data.ptr, width * size, source, n * size, width * size, height, 1, stream.ptr)
+            if beside:
+                copied.record(stream)
+                other.wait_event(copied)
+                with other:
+                    target @ x
         stream.synchronize()
         rates.append(len(rows) * height * width * size / (time.perf_counter() - start))
     return float(np.median(rates))
@@ -57,7 +64,8 @@ def compare(report: Report, cupy: Any, options: argparse.Namespace) -> None:
     rate = link_rate(cupy, a)
     report.figure("PCIe, whole rows", f"{rate / 1e9:.1f} GB/s")
     for width in (2048, 4096, 8192):
-        report.figure(f"PCIe, squares of {width}", f"{link_rate(cupy, a, width) / 1e9:.1f} GB/s")
+        alone, beside = (link_rate(cupy, a, width, beside=beside) / 1e9 for beside in (False, True))
+        report.figure(f"PCIe, rows of {width // 128} KiB", f"{alone:.1f} GB/s alone, {beside:.1f} GB/s beside products")
     passes: list[float] = []
     plain = products.StreamedProduct._multiply
 

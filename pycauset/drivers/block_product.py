@@ -254,7 +254,7 @@ class BlockProductDriver:
         def product(
             tile: Tile, cols: int, source: int, target: int, op: str, alpha: float, drop: tuple[Tile, ...]
         ) -> Iterator[TileTask]:
-            """Multiply the first ``cols`` columns of a tile by X from row ``source`` on, and add that to Y from row ``target`` on."""
+            """Multiply the first ``cols`` columns of a tile by X from row ``source`` on, and add that to Y from ``target`` on."""
             x, y = (tiles[at // tiles[0].shape[0]] for tiles, at in zip(vectors, (source, target), strict=True))
             if y not in begun:
                 begun.add(y)

@@ -20,7 +20,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
-from time import perf_counter
+from time import perf_counter, sleep
 from types import TracebackType
 from typing import Any, Self
 
@@ -44,6 +44,9 @@ _ALIGN = 4096
 _IN_FLIGHT = 48
 #: With fewer tasks under way the device may soon have nothing to do.
 _FEW = 8
+#: Seconds that planning pauses then while the next copy waits for a thread that reads: Python would let that thread in after
+#: 5 ms only.
+_NAP = 50e-6
 
 
 class AsyncStreamer:
@@ -364,6 +367,8 @@ class AsyncStreamer:
         depth = 0 if self._eager else 4 * self._host_slots + 64
         while len(self._waiting) > depth or (self._waiting and len(self._running) < _FEW and self._is_ready()):
             self._issue()
+        if self._waiting and len(self._running) < _FEW:
+            sleep(_NAP)
 
     def _is_ready(self) -> bool:
         """Whether the next action can be issued without waiting for a host thread."""
