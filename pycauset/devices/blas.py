@@ -7,18 +7,13 @@ and what multiplies from the left there multiplies from the right here.
 
 from __future__ import annotations
 
-import functools
-import importlib
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from pycauset.devices.fortran import LETTER, character, integer, leading, routine, scalar
 
-__all__ = ["adjoint_product", "gemm", "hemv", "one_thread", "product", "rank_k", "takes_rows", "trmm", "trsm"]
+__all__ = ["adjoint_product", "gemm", "hemv", "product", "rank_k", "takes_rows", "trmm", "trsm"]
 
 _OPPOSITE = {"L": "R", "R": "L"}
 _MIRRORED = {"L": "U", "U": "L"}
@@ -318,35 +313,3 @@ def _triangular(
         px,
         integer(ldx),
     )
-
-
-_limiting = threading.Lock()
-
-
-@functools.cache
-def _libraries() -> Any:
-    importlib.import_module("scipy.linalg.cython_blas")  # only what is loaded is found
-    return importlib.import_module("threadpoolctl").ThreadpoolController().select(user_api="blas")
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """One thread for each BLAS of this process, for problems so small that more gain nothing.
-
-    They lose much where threads of another BLAS spin, as they do after each call of it: LAPACK's ``syevd`` of order 160 was
-    measured to take 27 ms then with 16 threads on 16 cores, and 1.4 ms with one. Who comes while another thread is inside changes
-    nothing, neither then nor at the end.
-
-    Examples
-    --------
-    >>> with one_thread():
-    ...     q, r = np.linalg.qr(np.eye(3))
-    """
-    if not _limiting.acquire(blocking=False):
-        yield
-        return
-    try:
-        with _libraries().limit(limits=1):
-            yield
-    finally:
-        _limiting.release()

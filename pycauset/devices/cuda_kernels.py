@@ -209,7 +209,7 @@ class CudaKernels:
     def _gemm(self, reads: Sequence[TileView], writes: Sequence[TileView], params: tuple[Any, ...], lane: CudaLane) -> None:
         """``C = alpha op(A) op(B) + beta C``; params (alpha, beta, op_a, op_b).
 
-        Three more, (cols, row_b, row_c), ask for a part: the first ``cols`` columns of A, rows of B and of C from those on.
+        Three more, (cols, row_b, row_c), ask for a part where op_b is "N": ``cols`` columns of A, rows of B and C from those on.
         """
         alpha, beta, op_a, op_b, *part = params
         a, b, c = reads[0], reads[1], writes[0]

@@ -291,7 +291,7 @@ class ArnoldiDriver:
         """Ritz pairs of the present basis, and how many of the wanted ones have converged."""
         h = self._h
         k = min(self.plan.k, j)
-        ritz = ritz_pairs(h[:j, :j], h[j : j + p, :j], self.kind, self.which)
+        ritz = ritz_pairs(h[:j, :j], h[j : j + p, :j], self.kind, self.which, self.basis.dense)
         self.norm = max(self.norm, float(np.abs(ritz.values).max()))
         if self.kind == "general":
             self.norm = max(self.norm, norm_from_below(h[: j + p, :j]))
@@ -319,7 +319,7 @@ class ArnoldiDriver:
         keep = max(keep, min(plan.k, j - p), 1)
         z = kept_space(h[:j, :j], ritz, keep, self.kind).astype(kind, copy=False)
         keep = int(z.shape[1])
-        small, coupling = self._small(ritz, j, z), product(h[j : j + p, :j], z)
+        small, coupling = self._small(ritz, j, z), self.basis.dense.product(h[j : j + p, :j], z)
         if self.kind == "hermitian":
             locked = np.linalg.norm(coupling, axis=0) <= 0.05 * self.tol * self._scale(ritz.values[:keep])
             coupling[:, locked] = 0
@@ -408,11 +408,9 @@ class ArnoldiDriver:
         ``yᴴ (value - H) = zᴴ B``: a vector of the left null space of ``[H - value; B]``, for any spectrum. (With blocks of one
         the bound is the Christoffel function.) Where there is such a vector, the bound stays above its share.
         """
-        import scipy.linalg
-
-        kept = self._kept
+        kept, dense = self._kept, self.basis.dense
         both = self._h[kept : j + p, kept:j] - value * np.eye(j + p - kept, j - kept, dtype=self._h.dtype)
-        return float(scipy.linalg.svdvals(scipy.linalg.qr(both)[0][:p, -p:])[0])
+        return float(dense.svd(dense.qr(both)[0][:p, -p:])[1][0])
 
     def _begin_round(self, ritz: Ritz, j: int, missing: Array) -> tuple[int, int]:
         """Keep the converged pairs and let the space grow from new random directions.

@@ -8,13 +8,13 @@ RAM too, or in GPU memory beside it; small matrices of coefficients are always i
 from __future__ import annotations
 
 import abc
-from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import Any, Final, Self
 
 import numpy as np
 
-from pycauset.devices.blas import adjoint_product, one_thread, product
+from pycauset.devices.blas import adjoint_product, product
+from pycauset.devices.dense import KERNELS, NUMPY, Dense
 
 __all__ = ["ArrayBasis", "Basis", "DeviceBasis"]
 
@@ -38,11 +38,14 @@ class Basis(abc.ABC):
     dtype : dtype
     sweeps : int
         Times that all columns were read from disk.
+    dense : Dense
+        What solves small problems on the host between two products.
     """
 
     n: int
     dtype: np.dtype[Any]
     sweeps: int = 0
+    dense: Dense = KERNELS
 
     @abc.abstractmethod
     def block(self, start: int, stop: int) -> Array:
@@ -67,10 +70,6 @@ class Basis(abc.ABC):
     @abc.abstractmethod
     def rotate(self, z: Array, tail: int) -> None:
         """Replace the first ``len(z)`` columns by ``V z``; the ``tail`` columns behind them follow."""
-
-    def beside(self) -> AbstractContextManager[object]:
-        """What all work between two products goes under."""
-        return nullcontext()
 
     # -- blocks of vectors, wherever they lie -------------------------------------------------------------------------
 
@@ -184,13 +183,12 @@ class DeviceBasis(Basis):
     array([0., 1.])
     """
 
+    dense = NUMPY
+
     def __init__(self, v: Any, xp: Any, room: int = 64 << 20) -> None:
         self._v, self._xp, self._room = v, xp, room
         self.n, self.dtype = len(v), np.dtype(v.dtype)
         self._home = getattr(xp, "asnumpy", np.asarray)
-
-    def beside(self) -> AbstractContextManager[object]:
-        return one_thread()  # only small matrices are left to the host
 
     def block(self, start: int, stop: int) -> Any:
         return self._v[:, start:stop]

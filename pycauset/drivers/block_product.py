@@ -57,7 +57,7 @@ class BlockProductPlan:
     tile : (int, int)
         Largest tile of A.
     slots : int
-        Slots for tiles of A; those of X, Y and Z, on a device that does not reach them, all have one.
+        Slots for tiles of A. Every tile of X, Y and Z has one of its own, on a device that does not reach them.
     resident : int
         Tiles of A that stay from pass to pass.
     """
@@ -66,9 +66,6 @@ class BlockProductPlan:
     slots: int
     resident: int
     disk_read: int
-    tasks: int
-    device_bytes: int
-    host_bytes: int
     host_slots: int
     host_slot_bytes: int
 
@@ -132,12 +129,11 @@ class BlockProductDriver:
             s.shape[0] * self.width * size for s in self.stores[1:] if not (device.unified and device.reaches(s, self.dtype))
         )
         tile = self._tile((room - beside) // 3, device)
-        areas = [each.rect.size for row in self._tiles(tile) for each in row]
-        count = len(areas)
+        count, elements = self._count(tile)
         slot = round_up(tile[0] * tile[1] * size, 4096)
-        parts = [] if device.unified or not count else self._parts(tile)
-        small = [round_up(p[0][1] * self.width * size, 4096) for p in parts]
-        vectors = sum(len(p) * nbytes for p, nbytes in zip(parts, small, strict=True))
+        sides = [] if device.unified else self._sides(tile)
+        small = [round_up(side * self.width * size, 4096) for _, side in sides]
+        vectors = sum(ceil_div(rows, side) * nbytes for (rows, side), nbytes in zip(sides, small, strict=True))
         held = 0 if reached else min(count + 1, (room - vectors) // slot)
         if held < 2 and not reached:
             raise MemoryLimitError(
@@ -160,10 +156,7 @@ class BlockProductDriver:
             tile,
             int(held),
             count if held > count else max(0, int(held) - (self.readers(device) if device.unified else 0) - _AHEAD),
-            sum(areas) * a.dtype.itemsize,
-            count * (2 if self.mirror or self.gram else 1),
-            int(held) * slot + vectors,
-            host_slots * host_slot,
+            elements * a.dtype.itemsize,
             host_slots,
             host_slot,
         )
@@ -174,14 +167,18 @@ class BlockProductDriver:
         m, n = max(a.shape[0], 1), max(a.shape[1], 1)
         size = self.dtype.itemsize
         free = has_no_chunks(a)
+        on_gpu = free and not device.unified
         if not free:
-            height, width = min(a.chunks[0], m), min(a.chunks[1], n)
+            height, width = a.chunks
         else:
-            height, width = (_FREE, _FREE) if device.unified else (_ROWS_ON_GPU, _ROW_BYTES_ON_GPU // size)
+            height, width = (_ROWS_ON_GPU, _ROW_BYTES_ON_GPU // size) if on_gpu else (_FREE, _FREE)
         if self.mirror and not free:
             height = width = max(height, width)
+        height, width = min(height, m), min(width, n)
         while height * width * size < _SMALLEST and (height < m or width < n) and 4 * height * width * size <= most:
-            height, width = 2 * height, 2 * width
+            height, width = min(2 * height, m), min(2 * width, n)
+        while on_gpu and self.gram and self.op != "N" and m * width * size > 3 * most and width > height:
+            width = ceil_div(width, 2)  # a panel of op(A), which serves twice, is that wide and as high as A
         while height * width * size > most and not a.whole_chunks and height * width > 1:
             if self.mirror and not free:  # a chunk is not cut by the diagonal of another
                 height = width = ceil_div(height, 2)
@@ -189,36 +186,48 @@ class BlockProductDriver:
                 height = ceil_div(height, 2)
             else:
                 width = ceil_div(width, 2)
-        return min(height, m), min(width, n)
+        return height, width
 
-    def _tiles(self, tile: tuple[int, int]) -> list[list[Tile]]:
+    def _count(self, tile: tuple[int, int]) -> tuple[int, int]:
+        """How many tiles there are, and the elements that they have together, without making them."""
+        (m, n), (h, w) = self.stores[_A].shape, tile
+        if not self.mirror:
+            return ceil_div(m, h) * ceil_div(n, w), m * n
+        # Rows of tiles that end in column j w have j tiles: Σ ceil(stop / w), by whole rows and the last one.
+        whole, rest = divmod(n, h)
+        count = sum(ceil_div((i + 1) * h, w) for i in range(whole)) + (ceil_div(n, w) if rest else 0)
+        return count, h * h * whole * (whole + 1) // 2 + rest * n
+
+    def _tiles(self, tile: tuple[int, int]) -> Iterator[Tile]:
         """Tiles of A, row by row: all of them, or those up to the diagonal, cut off where the rows meet it."""
         (m, n), (h, w) = self.stores[_A].shape, tile
-        rows = [(r, min(r + h, m)) for r in range(0, m, h)]
-        if self.mirror:
-            return [[Tile(_A, r, stop, c, min(c + w, stop)) for c in range(0, stop, w)] for r, stop in rows]
-        return [[Tile(_A, r, stop, c, min(c + w, n)) for c in range(0, n, w)] for r, stop in rows]
+        for r in range(0, m, h):
+            r1 = min(r + h, m)
+            end = r1 if self.mirror else n
+            for c in range(0, end, w):
+                yield Tile(_A, r, r1, c, min(c + w, end))
 
-    def _parts(self, tile: tuple[int, int]) -> list[list[tuple[int, int]]]:
-        """The rows of X, of Y and of Z that are moved at once: as long as the side of a tile that they meet.
+    def _sides(self, tile: tuple[int, int]) -> list[tuple[int, int]]:
+        """The rows of X, of Y and of Z, and how many a tile of each has: as many as the side of a tile of A that it meets.
 
-        Next to one triangle vectors are met by rows and by columns of tiles: then parts are as long as a tile is wide, and rows
-        of tiles, of which a whole number makes that width, meet a piece of one.
+        Next to one triangle vectors are met by rows and by columns of tiles: then theirs are as long as a tile of A is wide, and
+        rows of tiles, of which a whole number makes that width, meet a piece of one.
         """
         (m, n), (h, w) = self.stores[_A].shape, tile
-        down, across = [(r, min(r + h, m)) for r in range(0, m, h)], [(c, min(c + w, n)) for c in range(0, n, w)]
         if self.mirror:
-            return [across, across]
-        ends = [across, down, across] if self.op == "N" else [down, across, down]
-        return ends[: len(self.stores) - 1]
+            assert n <= w or w % h == 0, "rows of tiles would meet two tiles of vectors"
+            return [(n, w), (n, w)]
+        down, across = (m, h), (n, w)
+        sides = [across, down, across] if self.op == "N" else [down, across, down]
+        return sides[: len(self.stores) - 1]
 
     # -- what the streamer is built from ------------------------------------------------------------------------------
 
     def operands(self, plan: BlockProductPlan) -> list[Operand]:
         """A and the blocks as the streamer takes them."""
         blocks = [
-            Operand(store, self.dtype, (parts[0][1] if parts else 0, self.width), len(parts), name)
-            for store, parts, name in zip(self.stores[1:], self._parts(plan.tile), "XYZ", strict=False)
+            Operand(store, self.dtype, (side, self.width), ceil_div(rows, side), name)
+            for store, (rows, side), name in zip(self.stores[1:], self._sides(plan.tile), "XYZ", strict=False)
         ]
         return [Operand(self.stores[_A], self.dtype, plan.tile, plan.slots, "A"), *blocks]
 
@@ -234,18 +243,21 @@ class BlockProductDriver:
 
     def tasks(self, plan: BlockProductPlan, columns: int, *, backwards: bool = False) -> Iterator[TileTask]:
         """One pass over A, for the first ``columns`` vectors."""
-        ends = tuple(tile for tiles in self._vectors(plan, columns) for tile in tiles)
+        vectors = tuple(tile for tiles in self._vectors(plan, columns) for tile in tiles)
         last: TileTask | None = None
         for task in self._panels(plan, columns, backwards) if self.gram else self._rows(plan, columns):
             if last is not None:
                 yield last
             last = task
         if last is not None:  # the next pass brings other vectors
-            yield last._replace(drop=last.drop + ends)
+            yield last._replace(drop=last.drop + vectors)
 
     def _vectors(self, plan: BlockProductPlan, columns: int) -> list[list[Tile]]:
         """The tiles of X, of Y and of Z."""
-        return [[Tile(i, *part, 0, columns) for part in parts] for i, parts in enumerate(self._parts(plan.tile), start=_X)]
+        return [
+            [Tile(i, r, min(r + side, rows), 0, columns) for r in range(0, rows, side)]
+            for i, (rows, side) in enumerate(self._sides(plan.tile), start=_X)
+        ]
 
     def _rows(self, plan: BlockProductPlan, columns: int) -> Iterator[TileTask]:
         a, vectors = self.stores[_A], self._vectors(plan, columns)
@@ -256,35 +268,36 @@ class BlockProductDriver:
         ) -> Iterator[TileTask]:
             """Multiply the first ``cols`` columns of a tile by X from row ``source`` on, and add that to Y from ``target`` on."""
             x, y = (tiles[at // tiles[0].shape[0]] for tiles, at in zip(vectors, (source, target), strict=True))
-            if y not in begun:
+            if y not in begun:  # each task writes a piece of it
                 begun.add(y)
                 yield TileTask("scale", (), (y,), (0.0,))
             params = (alpha, 1.0, op, "N", cols, source - x.r0, target - y.r0)
             # X changes from pass to pass: no level below the device may keep it.
             yield TileTask("gemm", (tile, x, y), (y,), params, self._flops(tile.shape[0], cols, columns), drop, (x,))
 
-        rows = self._tiles(plan.tile)
-        whole = sum(tile.shape == plan.tile for row in rows for tile in row)
-        # Tiles that stay, of those as large as their slots and of the others, and how many of each kind there are.
-        kinds = {True: (min(plan.resident, whole), whole)}
-        kinds[False] = plan.resident - kinds[True][0], sum(map(len, rows)) - whole
-        seen = {True: 0, False: 0}
-        for tile in (tile for row in rows for tile in row):
-            is_whole = tile.shape == plan.tile
-            (stay, of), number = kinds[is_whole], seen[is_whole]
-            seen[is_whole] += 1
+        staying = self._staying(plan)
+        for tile in self._tiles(plan.tile):
             if a.is_zero(tile.rect):
                 continue
-            drop = () if (number + 1) * stay // of > number * stay // of else (tile,)
-            before = max(0, min(tile.c1, tile.r0) - tile.c0) if self.mirror else 0  # columns that serve twice
-            ends = (tile.c0, tile.r0) if self.op == "N" else (tile.r0, tile.c0)
-            yield from product(tile, tile.shape[1], *ends, self.op, 1.0, () if before else drop)
-            if self.mirror and before:
+            drop = () if tile in staying else (tile,)
+            source, target = (tile.c0, tile.r0) if self.op == "N" else (tile.r0, tile.c0)
+            mirrored = max(0, min(tile.c1, tile.r0) - tile.c0) if self.mirror else 0  # columns that serve twice
+            yield from product(tile, tile.shape[1], source, target, self.op, 1.0, () if mirrored else drop)
+            if self.mirror and mirrored:
                 op, factor = MIRRORS[self.mirror]
-                yield from product(tile, before, tile.r0, tile.c0, op, factor, drop)
+                yield from product(tile, mirrored, target, source, op, factor, drop)
         for y in vectors[1]:
             if y not in begun:  # nothing but zeros there
                 yield TileTask("scale", (), (y,), (0.0,))
+
+    def _staying(self, plan: BlockProductPlan) -> set[Tile]:
+        """The tiles that stay, of those that fill their slots first: evenly spread, but a pass begins with one that comes."""
+        tiles = list(self._tiles(plan.tile))
+        whole = [tile for tile in tiles if tile.shape == plan.tile]
+        ragged = [tile for tile in tiles if tile.shape != plan.tile]
+        first = min(plan.resident, len(whole))
+        groups = (whole, first), (ragged, plan.resident - first)
+        return {group[((i + 1) * len(group) - 1) // stay] for group, stay in groups for i in range(stay)}
 
     def _panels(self, plan: BlockProductPlan, columns: int, backwards: bool) -> Iterator[TileTask]:
         plain = self.op == "N"
@@ -320,4 +333,4 @@ class BlockProductDriver:
 
     def first_unfit(self, plan: BlockProductPlan) -> Iterator[Rect]:
         """The tiles of A that a pass reads, for looking at them one by one."""
-        return (tile.rect for row in self._tiles(plan.tile) for tile in row)
+        return (tile.rect for tile in self._tiles(plan.tile))

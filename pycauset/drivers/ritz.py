@@ -1,7 +1,7 @@
 """Eigenvalues of small projected matrices: which of them are wanted, how far they are, what a restart keeps.
 
-All by LAPACK, through SciPy, on matrices of a few hundred rows. Products are left to the kernels' BLAS, which is SciPy's: NumPy's
-has threads of its own, which spin after a call and slow down the next pass over the matrix.
+All by LAPACK, on matrices of a few hundred rows, and in the iteration itself by the library that the basis names, see
+:mod:`pycauset.devices.dense`.
 
 References
 ----------
@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from pycauset.devices.blas import adjoint_product, product
+from pycauset.devices.dense import KERNELS, Dense
 
 __all__ = ["GENERAL", "HERMITIAN", "Ritz", "kept_space", "norm_from_below", "preference", "ritz_pairs", "surplus"]
 
@@ -91,7 +92,7 @@ def surplus(values: Array, wanted: Array, which: str, *, real: bool = False) -> 
     return np.asarray(key(values) - key(wanted).min() if which[0] == "L" else key(wanted).max() - key(values))
 
 
-def ritz_pairs(h: Array, b: Array, kind: str, which: str) -> Ritz:
+def ritz_pairs(h: Array, b: Array, kind: str, which: str, dense: Dense = KERNELS) -> Ritz:
     """Ritz pairs of a Krylov decomposition ``A V = V h + Q b``, the residuals as the decomposition gives them.
 
     Parameters
@@ -102,37 +103,29 @@ def ritz_pairs(h: Array, b: Array, kind: str, which: str) -> Ritz:
         What rounding has to be kept from spoiling.
     which : str
         One of `HERMITIAN` or `GENERAL`.
+    dense : Dense
+        What solves it.
     """
-    import scipy.linalg
-
     real = h.dtype.kind != "c"
     if kind == "hermitian":
-        values, vectors = _sorted_out(*_eigh((h + h.conj().T) / 2), b)
+        values, vectors = dense.eigh((h + h.conj().T) / 2)
+        values, vectors = _sorted_out(values, vectors, b, dense)
     elif kind == "skew":
-        turned, vectors = _sorted_out(*_eigh(0.5j * (h - h.conj().T)), b)
+        turned, vectors = dense.eigh(0.5j * (h - h.conj().T))
+        turned, vectors = _sorted_out(turned, vectors, b, dense)
         values = -1j * turned
     else:
-        values, vectors = scipy.linalg.eig(h, check_finite=False)
+        values, vectors = dense.eig(h)
     order = preference(values, which, real=real and kind != "hermitian")
     values, vectors = values[order], vectors[:, order]
-    return Ritz(values, vectors, np.linalg.norm(product(b.astype(vectors.dtype, copy=False), vectors), axis=0))
+    return Ritz(values, vectors, np.linalg.norm(dense.product(b.astype(vectors.dtype, copy=False), vectors), axis=0))
 
 
-def _eigh(h: Array) -> tuple[Array, Array]:
-    """By divide and conquer: vectors of SciPy's default, MRRR, are less orthogonal, and each restart would add to that."""
-    import scipy.linalg
-
-    values, vectors = scipy.linalg.eigh(h, driver="evd", check_finite=False)
-    return values, vectors
-
-
-def _sorted_out(values: Array, vectors: Array, b: Array) -> tuple[Array, Array]:
+def _sorted_out(values: Array, vectors: Array, b: Array, dense: Dense) -> tuple[Array, Array]:
     """Among eigenvalues that rounding cannot tell apart, the combinations with the smallest residuals first.
 
     LAPACK mixes them at will: copies that have converged with one that has just come up, over and over.
     """
-    import scipy.linalg
-
     near = 16 * float(np.finfo(values.dtype).eps) * float(np.abs(values).max(initial=0.0))
     ends = [*(np.flatnonzero(np.diff(values) > near) + 1).tolist(), len(values)]
     start = 0
@@ -142,8 +135,8 @@ def _sorted_out(values: Array, vectors: Array, b: Array) -> tuple[Array, Array]:
             values[group] = values[group].mean()
             if len(b):
                 mixed = vectors[:, group]
-                turn = scipy.linalg.svd(product(b.astype(mixed.dtype, copy=False), mixed))[2].conj().T[:, ::-1]
-                vectors[:, group] = product(mixed, turn)
+                turn = dense.svd(dense.product(b.astype(mixed.dtype, copy=False), mixed))[2].conj().T[:, ::-1]
+                vectors[:, group] = dense.product(mixed, turn)
         start = stop
     return values, vectors
 

@@ -12,7 +12,8 @@ within one chunk of its store), and tiles that lie in page-locked memory already
     store ──read──► host slot ──upload──► device slot ──compute──► device slot ──download──► host slot ──write──► store
 
 The queue interface (``submit``, ``submit_batch``, ``poll``, ``flush``, ``is_idle``, ``statistics``) never blocks a
-caller that stays within the queue's depth. ``run`` drives a whole task generator, barriers included.
+caller that stays within the queue's depth, but for moments that it leaves to threads which read what the GPU waits for.
+``run`` drives a whole task generator, barriers included.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ _ALIGN = 4096
 _IN_FLIGHT = 48
 #: With fewer tasks under way the device may soon have nothing to do.
 _FEW = 8
-#: Seconds that planning pauses then while the next copy waits for a thread that reads: Python would let that thread in after
-#: 5 ms only.
+#: Seconds that planning pauses while fewer tasks than that are under way and the next copy waits for a thread that reads: Python
+#: would let that thread in after 5 ms only.
 _NAP = 50e-6
 
 

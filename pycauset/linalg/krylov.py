@@ -241,7 +241,7 @@ def pairs(
 
     try:
         with where.checked(f"{request.name}: work on a basis"):
-            ritz = drive(machine.run(), multiply, basis.beside)
+            ritz = drive(machine.run(), multiply)
     except NonFiniteError:
         if isinstance(product, ResidentProduct):
             product.blame()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -375,15 +375,11 @@ def blame_resident(a: Any, xp: Any) -> None:
         )
 
 
-def drive(
-    machine: Any, product: Callable[[Array], Array], beside: Callable[[], AbstractContextManager[object]] = nullcontext
-) -> Any:
-    """Run a generator that asks for products, ``y = yield x``, its own work ``beside``; returns what it returns."""
-    y = None
+def drive(machine: Any, product: Callable[[Array], Array]) -> Any:
+    """Run a generator that asks for products, ``y = yield x``; returns what it returns."""
     try:
+        x = next(machine)
         while True:
-            with beside():
-                x = machine.send(y)
-            y = product(x)
+            x = machine.send(product(x))
     except StopIteration as end:
         return end.value

@@ -110,6 +110,30 @@ def triangle(rng: np.random.Generator, n: int, dtype: str, uplo: str, unit: bool
 # ---- what kernels must do ------------------------------------------------------------------------------------------------
 
 
+def gemm_multiplies_parts(
+    run: Run, rng: np.random.Generator, m: int, n: int, k: int, dtype: str, op: str, beta: float, pad: int = 0
+) -> None:
+    """The first columns of A by rows from the middle of B, added to rows in the middle of C; nothing else is read or written."""
+    before, after = int(rng.integers(0, 4)), int(rng.integers(0, 4))
+    shape = (m, k) if op == "N" else (k, m)
+    values = np.full((shape[0], shape[1] + after), np.nan, dtype)
+    values[:, : shape[1]] = random(rng, shape, dtype)
+    factor = np.full((before + k + after, n), np.nan, dtype)
+    factor[before : before + k] = random(rng, (k, n), dtype)
+    sums = random(rng, (after + m + before, n), dtype)
+    if beta == 0:
+        sums[after : after + m] = np.nan
+    a, b, c = (tile(rng, x, pad) for x in (values, factor, sums))
+    checked(run, "gemm", [a, b, *([c] if beta else [])], [c], (-0.5, beta, op, "N", shape[1], before, after))
+    inside = slice(after, after + m)
+    exact = -0.5 * OP[op](wide(values[:, : shape[1]])) @ wide(factor[before : before + k])
+    if beta:
+        exact = exact + beta * wide(sums[inside])
+    scale = size(values[:, : shape[1]]) * size(factor[before : before + k]) + size(exact)
+    assert ratio(c.array[inside] - exact, scale, k + 1, dtype) < 30
+    assert np.array_equal(np.delete(c.array, np.r_[inside], axis=0), np.delete(sums, np.r_[inside], axis=0))
+
+
 def rank_k_updates(
     run: Run, rng: np.random.Generator, n: int, k: int, dtype: str, op: str, uplo: str, beta: float, pad: int = 0
 ) -> None:

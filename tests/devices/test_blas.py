@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import threading
 
@@ -10,9 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from threadpoolctl import threadpool_info
 
-from pycauset.devices.blas import adjoint_product, gemm, one_thread, product, rank_k, trmm, trsm
+from pycauset.devices.blas import adjoint_product, gemm, product, rank_k, trmm, trsm
 
 DTYPES = ("float32", "float64", "complex64", "complex128")
 OP = {"N": lambda x: x, "T": lambda x: x.T, "H": lambda x: x.conj().T}
@@ -165,30 +163,3 @@ def test_products_as_new_arrays(m, n, k, dtype, layout_a, layout_b, seed):
     assert close(d, z.astype(np.complex128).conj().T @ y, k)
     for before, after in zip(copies, (a, b, t), strict=True):
         np.testing.assert_array_equal(before, after)
-
-
-def threads() -> set[int]:
-    return {entry["num_threads"] for entry in threadpool_info() if entry["user_api"] == "blas"}
-
-
-def test_one_thread() -> None:
-    """Who comes second changes nothing, and the end of the first leaves what was there; whatever ends it."""
-    product(np.eye(2), np.eye(2))  # its library is loaded, as NumPy's is
-    before = threads()
-    inside, leave = threading.Event(), threading.Event()
-
-    def first() -> None:
-        with contextlib.suppress(KeyError), one_thread():
-            inside.set()
-            leave.wait(10)
-            raise KeyError
-
-    thread = threading.Thread(target=first)
-    thread.start()
-    assert inside.wait(10)
-    with one_thread():
-        assert threads() == {1}
-    assert threads() == {1}
-    leave.set()
-    thread.join(10)
-    assert threads() == before

@@ -37,6 +37,20 @@ def test_rank_k(n, k, dtype, op, uplo, beta, pad, seed):
     cases.rank_k_updates(run, np.random.default_rng(seed), n, k, dtype, op, uplo, beta, pad)
 
 
+@given(
+    st.integers(1, 30),
+    st.integers(1, 9),
+    st.integers(1, 30),
+    dtypes,
+    st.sampled_from("NTH"),
+    st.sampled_from([0.0, 1.0]),
+    pads,
+    seeds,
+)
+def test_gemm_of_a_part(m, n, k, dtype, op, beta, pad, seed):
+    cases.gemm_multiplies_parts(run, np.random.default_rng(seed), m, n, k, dtype, op, beta, pad)
+
+
 @given(orders, dtypes, st.booleans(), pads, seeds)
 def test_potrf(n, dtype, lower, pad, seed):
     cases.potrf_factors(run, np.random.default_rng(seed), n, dtype, lower, pad)

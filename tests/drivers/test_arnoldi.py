@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import ast
-import contextlib
 import inspect
+import time
+import tracemalloc
+from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from threadpoolctl import threadpool_info, threadpool_limits
 
+from pycauset.devices.dense import KERNELS, NUMPY, Dense
 from pycauset.devices.numpy import NumpyDevice
-from pycauset.drivers import arnoldi, block_product, orthogonal, ritz, spilled
+from pycauset.devices.sim import SimStore
+from pycauset.drivers import arnoldi, block_product, orthogonal, ritz, spilled, streamer
 from pycauset.drivers.arnoldi import ArnoldiDriver, plan_arnoldi
-from pycauset.drivers.basis import ArrayBasis, DeviceBasis
+from pycauset.drivers.basis import ArrayBasis, Basis, DeviceBasis
 from pycauset.drivers.block_product import BlockProductDriver
 from pycauset.drivers.orthogonal import orthonormalise
 from pycauset.drivers.ritz import kept_space, preference, ritz_pairs
@@ -123,31 +127,52 @@ def test_the_decomposition_holds_after_restarts(kind: str, block: int) -> None:
     assert driver.norm <= scale * (1 + 1e-12)
 
 
-def test_beside_a_gpu_the_host_works_in_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small matrices are all that is left to it; where products are its own it keeps its threads, and for products it does."""
-    found: dict[str, set[int]] = {}
+@pytest.mark.parametrize("basis", [ArrayBasis, DeviceBasis])
+@pytest.mark.parametrize("kind", ["hermitian", "skew"])
+def test_small_problems_wake_one_blas(basis: type[Basis], kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NumPy's beside a GPU, where the caller's own code may have woken it; SciPy's, which kernels use, on the CPU."""
+    called: list[str] = []
 
-    def threads() -> set[int]:
-        return {entry["num_threads"] for entry in threadpool_info() if entry["user_api"] == "blas"}
+    def noted(library: str, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args, **options: (called.append(f"{library}.{name}"), call(*args, **options))[1]
 
-    def extract(*args: object) -> object:
-        found["between"] = threads()
-        return ritz_pairs(*args)
+    for name, dense in (("KERNELS", KERNELS), ("NUMPY", NUMPY)):
+        noting = Dense(*(noted(name, field, call) for field, call in zip(dense._fields, dense, strict=True)))
+        monkeypatch.setattr(ArrayBasis if dense is KERNELS else DeviceBasis, "dense", noting)
+    import scipy.linalg
 
-    def multiply(x: np.ndarray) -> np.ndarray:
-        found["product"] = threads()
-        return np.arange(60.0)[:, None] * x
+    for name in ("eigh", "eig", "svd", "qr", "svdvals"):
+        monkeypatch.setattr(scipy.linalg, name, noted("scipy", name, getattr(scipy.linalg, name)))
+    values = np.linspace(1, 2, 60) ** 9
+    turn = np.linalg.qr(np.random.default_rng().standard_normal((60, 60)))[0]
+    a = turn @ np.diag(values) @ turn.T if kind == "hermitian" else np.triu(turn, 1) - np.triu(turn, 1).T
+    plan = plan_arnoldi(60, 2, np.dtype(float), passes_cost=False, block=2, ncv=12)
+    columns = np.zeros((14, 60)).T
+    driver = ArnoldiDriver(plan, ArrayBasis(columns) if basis is ArrayBasis else DeviceBasis(columns, np), kind, "LM", 1e-10, 60)
+    found = drive(driver.run(), lambda x: a @ x)
+    assert driver.restarts
+    np.testing.assert_allclose(np.abs(found.values[:2]), np.sort(np.abs(np.linalg.eigvals(a)))[::-1][:2], rtol=1e-9)
+    libraries = {name.split(".")[0] for name in called}
+    assert libraries == ({"NUMPY"} if basis is DeviceBasis else {"KERNELS", "scipy"})
 
-    monkeypatch.setattr(arnoldi, "ritz_pairs", extract)
-    plan = plan_arnoldi(60, 1, np.dtype(float), passes_cost=False, block=2, ncv=10)
-    with threadpool_limits(2, user_api="blas"):
-        if threads() != {2}:
-            pytest.skip("a BLAS here does not take two threads")
-        for basis, between in ((ArrayBasis(np.zeros((12, 60)).T), {2}), (DeviceBasis(np.zeros((12, 60)).T, np), {1})):
-            driver = ArnoldiDriver(plan, basis, "hermitian", "LA", 1e-10, 20)
-            assert drive(driver.run(), multiply, basis.beside).values[0] == pytest.approx(59)
-            assert found == {"between": between, "product": {2}}
-            assert threads() == {2}
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_both_libraries_solve_small_problems(dtype: str) -> None:
+    rng = np.random.default_rng()
+    a = random_matrix(rng, (9, 9), dtype)
+    h = a + a.conj().T
+    tolerance = 200 * np.finfo(dtype).eps
+    for dense in (KERNELS, NUMPY):
+        values, vectors = dense.eigh(h)
+        np.testing.assert_allclose(h @ vectors, vectors * values, atol=tolerance * 10)
+        values, vectors = dense.eig(a)
+        np.testing.assert_allclose(a @ vectors, vectors * values, atol=tolerance * 10)
+        q, r = dense.qr(a[:, :4])
+        assert q.shape == (9, 9)
+        np.testing.assert_allclose(q @ r, a[:, :4], atol=tolerance)
+        u, s, vh = dense.svd(a)
+        np.testing.assert_allclose((u * s) @ vh, a, atol=tolerance * 10)
+        np.testing.assert_allclose(dense.product(a, h), a.astype(complex) @ h, atol=tolerance * 100)
 
 
 def test_start_vectors_come_first() -> None:
@@ -309,17 +334,83 @@ def test_tiles_longer_than_high(
         patch.setattr(block_product, "_ROW_BYTES_ON_GPU", rows * wide * a.itemsize)
         patch.setattr(block_product, "_SMALLEST", 1)
         scope, make = streamed(FakeGpu(), Pinned(x), dtype, 3, op=op, mirror=mirror, room=room)
-        with watchdog(), scope, contextlib.suppress(MemoryLimitError), make() as product:
-            covered = np.zeros((n, n), int)
-            for rect in product.driver.first_unfit(product.plan):
-                covered[rect.slices] += 1
-            assert covered[np.tri(n) > 0].min() == covered.max() == 1
-            assert product.plan.disk_read == covered.sum() * a.itemsize
-            for columns in (3, 1, 2):
-                b = random_matrix(rng, (n, columns), dtype)
-                exact = taken @ b
-                np.testing.assert_allclose(product(b), exact, atol=40 * np.finfo(dtype).eps * (np.abs(exact).max() + n))
+        least = 8 * rows * rows * wide * a.itemsize + 6 * (n + rows * wide + 4096) * 3 * a.itemsize
+        with watchdog(), scope:
+            try:
+                made = make()
+            except MemoryLimitError:
+                assert room < least
+                return
+            with made as product:
+                covered = np.zeros((n, n), int)
+                for rect in product.driver.first_unfit(product.plan):
+                    covered[rect.slices] += 1
+                assert covered[np.tri(n) > 0].min() == covered.max() == 1
+                assert product.plan.disk_read == covered.sum() * a.itemsize
+                for columns in (3, 1, 2):
+                    b = random_matrix(rng, (n, columns), dtype)
+                    exact = taken @ b
+                    np.testing.assert_allclose(product(b), exact, atol=40 * np.finfo(dtype).eps * (np.abs(exact).max() + n))
         assert not scope.leaks
+
+
+def test_rows_on_a_gpu_are_long() -> None:
+    """With the figures that are used: 64 KiB in a row, which the link takes at its full rate beside kernels."""
+    for dtype, width in (("float32", 16384), ("float64", 8192), ("complex128", 4096)):
+        a, x = SimStore((100_000, 100_000), dtype, place="pinned"), SimStore((100_000, 16), dtype, place="ram")
+        a.view = lambda rect: np.empty((0, 0))  # type: ignore[method-assign]
+        plan = BlockProductDriver(a, x, x, np.dtype(dtype), mirror="symmetric").plan(FakeGpu(), 8 << 30, 8 << 30)
+        assert plan.tile == (2048, width)
+
+
+@pytest.mark.parametrize("mirror", [None, "symmetric"])
+@pytest.mark.parametrize("room", [-(1 << 30), 0, 4000])
+def test_a_refusal_does_not_look_at_every_tile(mirror: str | None, room: int) -> None:
+    """There are as many as elements when there is no room; a list of them would take all memory."""
+    n = 100_000
+    a, x = SimStore((n, n), chunks=(1000, 1000)), SimStore((n, 16))
+    driver = BlockProductDriver(a, x, x, np.dtype(float), mirror=mirror)
+    tracemalloc.start()
+    try:
+        for device in (NumpyDevice(), FakeGpu()):
+            with pytest.raises(MemoryLimitError, match="two of them beside"):
+                driver.plan(device, room, room)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@settings(max_examples=100)
+@given(st.integers(1, 90), st.integers(1, 90), st.integers(1, 20), st.integers(1, 6), st.booleans())
+def test_tiles_are_counted_without_making_them(m: int, n: int, h: int, wide: int, mirrored: bool) -> None:
+    n, w = m if mirrored else n, h * wide
+    a = SimStore((m, n), chunks=(n, n))
+    driver = BlockProductDriver(a, SimStore((n, 2)), SimStore((m, 2)), np.dtype(float), mirror="symmetric" if mirrored else None)
+    tiles = list(driver._tiles((h, w)))
+    assert driver._count((h, w)) == (len(tiles), sum(tile.rect.size for tile in tiles))
+
+
+def test_panels_that_serve_twice_fit() -> None:
+    """A column of tiles as wide as the link likes may be more than memory holds: then it is narrower."""
+    a, x = SimStore((65536, 131072), place="pinned"), SimStore((131072, 16), place="ram")
+    y = SimStore((65536, 16), place="ram")
+    a.view = lambda rect: np.empty((0, 0))  # type: ignore[method-assign]
+    driver = BlockProductDriver(a, y, x, np.dtype(float), op="H", z=y)
+    assert driver.plan(FakeGpu(), 8 << 30, 8 << 30).tile == (2048, 8192)
+    plan = driver.plan(FakeGpu(), 4 << 30, 8 << 30)
+    assert plan.tile == (2048, 4096)
+    assert plan.slots >= 65536 // 2048
+
+
+def test_planning_lets_readers_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the GPU has next to nothing to do and waits for what a thread reads."""
+    naps: list[float] = []
+    monkeypatch.setattr(streamer, "sleep", lambda seconds: (naps.append(seconds), time.sleep(seconds)))
+    a = np.random.default_rng().standard_normal((96, 96))
+    scope, make = streamed(FakeGpu(), Hidden(a, (32, 32), pause=5e-3), "float64", 2)
+    with watchdog(), scope, make() as product:
+        np.testing.assert_allclose(product(a[:, :2]), a @ a[:, :2], atol=1e-12)
+    assert naps
 
 
 def test_too_little_memory_is_refused_with_numbers() -> None:

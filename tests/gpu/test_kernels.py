@@ -153,6 +153,13 @@ def test_fill_identity(run, rng, dtype, value):
 
 
 @pytest.mark.parametrize("dtype", cases.DTYPES)
+@pytest.mark.parametrize("op", ["N", "T", "H"])
+def test_gemm_of_a_part(run, rng, dtype, op):
+    for (m, n, k), pad, beta in itertools.product([(1, 1, 1), (70, 16, 33), (33, 5, 300)], (0, 5), (0.0, 1.0)):
+        cases.gemm_multiplies_parts(run, rng, m, n, k, dtype, op, beta, pad)
+
+
+@pytest.mark.parametrize("dtype", cases.DTYPES)
 @pytest.mark.parametrize("op", ["T", "H"])
 @pytest.mark.parametrize("uplo", ["L", "U"])
 def test_rank_k(run, rng, dtype, op, uplo):
