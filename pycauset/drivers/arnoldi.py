@@ -28,7 +28,6 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from pycauset.devices.blas import adjoint_product, product
 from pycauset.drivers.arnoldi_plan import ArnoldiPlan, plan_arnoldi
 from pycauset.drivers.basis import Basis
 from pycauset.drivers.orthogonal import orthonormalise, random_block
@@ -294,7 +293,7 @@ class ArnoldiDriver:
         ritz = ritz_pairs(h[:j, :j], h[j : j + p, :j], self.kind, self.which, self.basis.dense)
         self.norm = max(self.norm, float(np.abs(ritz.values).max()))
         if self.kind == "general":
-            self.norm = max(self.norm, norm_from_below(h[: j + p, :j]))
+            self.norm = max(self.norm, norm_from_below(h[: j + p, :j], self.basis.dense))
         tol = max(self.tol * (_MARGIN_RESTARTED if self.restarts else _MARGIN), 4 * float(np.finfo(h.dtype).eps))
         allowed = tol * self._scale(ritz.values)
         good = ritz.residuals <= allowed
@@ -335,7 +334,8 @@ class ArnoldiDriver:
         """``zᴴ H z``."""
         if self.kind == "hermitian":
             return np.asarray(np.diag(ritz.values[: z.shape[1]]).astype(self._h.dtype))
-        return adjoint_product(z, product(self._h[:j, :j], z))
+        product = self.basis.dense.product
+        return np.asarray(product(z.conj().T, product(self._h[:j, :j], z)))
 
     # -- eigenvalues that are repeated more often than the space has directions that it grew from --------------------------
 

@@ -26,7 +26,7 @@ from pycauset.drivers.task import Operand, Tile, TileTask
 from pycauset.errors import MemoryLimitError
 from pycauset.hardware import cpu_info
 from pycauset.storage.base import TileStore
-from pycauset.tiling import Rect, ceil_div, round_up
+from pycauset.tiling import Rect, ceil_div, cut, round_up
 from pycauset.units import format_bytes
 
 __all__ = ["LOOKAHEAD", "MIRRORS", "BlockProductDriver", "BlockProductPlan"]
@@ -39,6 +39,9 @@ _FREE: Final = 1024
 #: The same for a GPU: rows, and bytes of a row. While kernels read GPU memory, rows of 32 KiB reach an H200 at 88 % of the
 #: link's rate, rows of 64 KiB at all of it; alone both do.
 _ROWS_ON_GPU, _ROW_BYTES_ON_GPU = 2048, 64 << 10
+#: Rows of a tile, and bytes of one, down to which it is made smaller so that a panel of tiles fits: shorter rows take the link
+#: as long as a second way.
+_FEWEST, _SHORTEST = 128, 16 << 10
 #: Slots for tiles that come and go.
 _AHEAD: Final = 3
 #: Tasks of `Y = op(A) X` that must be known before the first starts: the driver itself says what stays.
@@ -142,11 +145,12 @@ class BlockProductDriver:
             )
         host_slots = host_slot = 0
         if not device.unified:
-            pieces = min(max(a.chunks[0] * a.chunks[1] * size, 1 << 20), _PIECE)
-            host_slot = round_up(min(slot, pieces), 4096)
-            if not has_no_chunks(a) and a.whole_chunks:
-                host_slot = slot
-            least = ceil_div(max(slot, *small), host_slot) * 2 + 2
+            chunk = a.chunks[0] * a.chunks[1] * size
+            free = has_no_chunks(a)
+            piece = max(chunk, 1 << 20) if free else chunk
+            host_slot = round_up(min(slot, piece if a.whole_chunks and not free else min(piece, _PIECE)), 4096)
+            parts = len(cut(Rect(0, tile[0], 0, tile[1]), None if free else a.chunks, size, host_slot))
+            least = max(parts, *(ceil_div(nbytes, host_slot) for nbytes in small)) * 2 + 2
             host_slots = max(least, min(64, host_room // host_slot))
             if host_slots * host_slot > host_room:
                 raise MemoryLimitError(
@@ -172,15 +176,16 @@ class BlockProductDriver:
             height, width = a.chunks
         else:
             height, width = (_ROWS_ON_GPU, _ROW_BYTES_ON_GPU // size) if on_gpu else (_FREE, _FREE)
-        if self.mirror and not free:
+        square = self.mirror and not free and width < n  # a chunk is not cut by the diagonal of another
+        if square:
             height = width = max(height, width)
         height, width = min(height, m), min(width, n)
         while height * width * size < _SMALLEST and (height < m or width < n) and 4 * height * width * size <= most:
             height, width = min(2 * height, m), min(2 * width, n)
-        while on_gpu and self.gram and self.op != "N" and m * width * size > 3 * most and width > height:
-            width = ceil_div(width, 2)  # a panel of op(A), which serves twice, is that wide and as high as A
+        if on_gpu and self.gram:
+            height, width = self._thin((height, width), 3 * most)
         while height * width * size > most and not a.whole_chunks and height * width > 1:
-            if self.mirror and not free:  # a chunk is not cut by the diagonal of another
+            if square:
                 height = width = ceil_div(height, 2)
             elif height > 1:
                 height = ceil_div(height, 2)
@@ -188,15 +193,29 @@ class BlockProductDriver:
                 width = ceil_div(width, 2)
         return height, width
 
+    def _thin(self, tile: tuple[int, int], room: int) -> tuple[int, int]:
+        """A smaller tile, with which a panel of op(A) fits and so serves twice; the same if there is none that is any good."""
+        (m, n), (h, w), size = self.stores[_A].shape, tile, self.dtype.itemsize
+        if self.op == "N":
+            while h > _FEWEST and ceil_div(n, w) * h * w * size > room:
+                h = ceil_div(h, 2)
+            return (h, w) if ceil_div(n, w) * h * w * size <= room else tile
+        while w * size > _SHORTEST and ceil_div(m, h) * h * w * size > room:
+            w = ceil_div(w, 2)
+        return (h, w) if ceil_div(m, h) * h * w * size <= room else tile
+
     def _count(self, tile: tuple[int, int]) -> tuple[int, int]:
         """How many tiles there are, and the elements that they have together, without making them."""
         (m, n), (h, w) = self.stores[_A].shape, tile
         if not self.mirror:
             return ceil_div(m, h) * ceil_div(n, w), m * n
-        # Rows of tiles that end in column j w have j tiles: Σ ceil(stop / w), by whole rows and the last one.
         whole, rest = divmod(n, h)
-        count = sum(ceil_div((i + 1) * h, w) for i in range(whole)) + (ceil_div(n, w) if rest else 0)
-        return count, h * h * whole * (whole + 1) // 2 + rest * n
+        elements = h * h * whole * (whole + 1) // 2 + rest * n
+        if n <= w:
+            return ceil_div(n, h), elements
+        # The first w / h rows of tiles have one tile, the next two, and so on.
+        steps, more = divmod(whole, w // h)
+        return w // h * steps * (steps + 1) // 2 + more * (steps + 1) + (ceil_div(n, w) if rest else 0), elements
 
     def _tiles(self, tile: tuple[int, int]) -> Iterator[Tile]:
         """Tiles of A, row by row: all of them, or those up to the diagonal, cut off where the rows meet it."""

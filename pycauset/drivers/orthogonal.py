@@ -74,7 +74,8 @@ def orthonormalise(basis: Basis, count: int, w: Any, rng: np.random.Generator) -
         q, r = q[:, :width], r[:width]
     again = basis.inner(count, q)
     q, s = basis.qr(basis.subtract(count, q, again))
-    return Orthonormal(q, c + product(again, r), product(s, r), rank)
+    small = basis.dense.product
+    return Orthonormal(q, c + small(again, r), small(s, r), rank)
 
 
 def _factor(basis: Basis, w: Any, scale: Array) -> tuple[Any, Array, int]:

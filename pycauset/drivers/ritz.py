@@ -1,7 +1,7 @@
 """Eigenvalues of small projected matrices: which of them are wanted, how far they are, what a restart keeps.
 
-All by LAPACK, on matrices of a few hundred rows, and in the iteration itself by the library that the basis names, see
-:mod:`pycauset.devices.dense`.
+All by LAPACK, on matrices of a few hundred rows, by the library that the basis names, see :mod:`pycauset.devices.dense`; but for
+Schur forms, which only SciPy has.
 
 References
 ----------
@@ -14,7 +14,6 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from pycauset.devices.blas import adjoint_product, product
 from pycauset.devices.dense import KERNELS, Dense
 
 __all__ = ["GENERAL", "HERMITIAN", "Ritz", "kept_space", "norm_from_below", "preference", "ritz_pairs", "surplus"]
@@ -141,7 +140,7 @@ def _sorted_out(values: Array, vectors: Array, b: Array, dense: Dense) -> tuple[
     return values, vectors
 
 
-def norm_from_below(h: Array) -> float:
+def norm_from_below(h: Array, dense: Dense = KERNELS) -> float:
     """A lower bound of ``‖h‖₂``, mostly within a few percent: a few steps of the power method on ``hᴴ h``.
 
     Examples
@@ -155,9 +154,9 @@ def norm_from_below(h: Array) -> float:
         length = float(np.linalg.norm(x))
         if length == 0 or not np.isfinite(length):
             break
-        y = product(h, x / length)
+        y = dense.product(h, x / length)
         bound = max(bound, float(np.linalg.norm(y)))
-        x = adjoint_product(h, y)
+        x = dense.product(h.conj().T, y)
     return bound
 
 

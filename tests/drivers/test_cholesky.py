@@ -33,7 +33,8 @@ from pycauset.errors import MemoryLimitError, NotPositiveDefiniteError
 from pycauset.storage import ArrayStore, FunctionStore, create_store, open_store
 from pycauset.tiling import Rect
 from tests.drivers.fakes import PROFILE, Hidden, Pinned, fresh_governor, random_matrix, watchdog
-from tests.drivers.test_triangular_plan import Crash, Journal, crashing
+from tests.drivers.test_resume import MemoryJournal
+from tests.drivers.test_triangular_plan import Crash, crashing
 from tests.drivers.triangles import DEVICES, F64, GENEROUS, bytes_of, higher, promised, run
 
 DTYPES = ("float32", "float64", "complex64", "complex128")
@@ -444,7 +445,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(device: str, variant: str, 
         array = half(a, True) if in_place else np.full_like(a, np.nan)
         out = Hidden(array, chunks=(16, 16))
         origin = out if in_place else Hidden(half(a, True), chunks=(16, 16))
-        journal = Journal(out)
+        journal = MemoryJournal(out)
         plan = CholeskyDriver(origin, out, F64, variant=variant, journal=journal).plan(DEVICES[device](), limits, rates)
         stops = [int(rng.integers(1, plan.tasks // max(crashes - 1, 1))) for _ in range(crashes)] + [10**9]
         reused = []
@@ -458,7 +459,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(device: str, variant: str, 
                         streamer.run(driver.tasks(plan))
                         reused.append(streamer.statistics().reused)
                 except Crash:
-                    journal.pieces.clear()  # what was on its way is lost
+                    journal.recover()  # what was on its way is lost
         assert (reused[-1] > 0) is (crashes > 0)
         results.append(array)
     assert np.array_equal(*results, equal_nan=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import threading
 
 import numpy as np
 import pytest
@@ -24,8 +23,8 @@ from pycauset.drivers.triangular import (
 )
 from pycauset.drivers.triangular_plan import TriangularProblem, lower_bound, plan_triangular
 from pycauset.errors import MemoryLimitError
-from pycauset.tiling import Rect
 from tests.drivers.fakes import PROFILE, Hidden, fresh_governor, random_matrix, watchdog
+from tests.drivers.test_resume import MemoryJournal
 from tests.drivers.triangles import DEVICES, F64, GENEROUS, bytes_of, promised, triangular
 
 # ---- schedules ------------------------------------------------------------------------------------------------------
@@ -180,43 +179,17 @@ def test_more_memory_is_never_refused_and_never_moves_more(device, kind):
 # ---- interrupted ----------------------------------------------------------------------------------------------------
 
 
-class Journal:
-    """A journal in memory: a tile is written when all its pieces are there, then it is on record."""
-
-    def __init__(self, store) -> None:
-        self.store, self.lock = store, threading.Lock()
-        self.generations: dict[Rect, int] = {}
-        self.pieces: dict[tuple[Rect, int], list[tuple[Rect, np.ndarray]]] = {}
-        self.flushed = 0
-
-    def generation(self, tile: Rect) -> int:
-        return self.generations.get(tile, 0)
-
-    def write(self, tile: Rect, generation: int, part: Rect, data: np.ndarray) -> None:
-        with self.lock:
-            pieces = self.pieces.setdefault((tile, generation), [])
-            pieces.append((part, data.copy()))
-            if sum(rect.size for rect, _ in pieces) == tile.size:
-                for rect, piece in pieces:
-                    self.store.write(rect, piece)
-                assert generation > self.generation(tile)
-                self.generations[tile] = generation
-
-    def flush(self) -> None:
-        self.flushed += 1
-
-
 class Crash(Exception):  # noqa: N818 - not an error of the package
     """The power is gone."""
 
 
-def crashing(device, after: int, journal: Journal | None = None):
+def crashing(device, after: int, journal: MemoryJournal | None = None):
     """The device, which fails at one of its tasks; with a journal not before a tile is on record."""
     left = itertools.count(after, -1)
 
     def fragile(kernel):
         def call(*arguments):
-            if next(left) <= 0 and (journal is None or journal.generations):
+            if next(left) <= 0 and (journal is None or journal.recorded):
                 raise Crash
             return kernel(*arguments)
 
@@ -248,7 +221,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(device, kind):
     for crashes in (0, 6):
         array = b.copy() if in_place else np.full_like(b, np.nan)
         out = Hidden(array, chunks=(16, 16))
-        journal = Journal(out)
+        journal = MemoryJournal(out)
         plan = journalled(kind, (stored, b), out, journal, bool(in_place)).plan(DEVICES[device](), limits, rates)
         stops = [int(rng.integers(1, plan.tasks // (crashes - 1))) for _ in range(crashes)] + [10**9]
         reused = []
@@ -264,9 +237,9 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(device, kind):
                         run.run(driver.tasks(plan))
                         reused.append(run.statistics().reused)
                 except Crash:
-                    journal.pieces.clear()  # what was on its way is lost
+                    journal.recover()  # what was on its way is lost
         if crashes:
             assert reused[-1] > 0
-        assert journal.flushed
+        assert journal.flushes
         results.append(array)
     assert np.array_equal(*results, equal_nan=True)
