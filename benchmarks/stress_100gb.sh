@@ -83,7 +83,11 @@ else
   limited="none: neither cgroups nor systemd-run can be used here, so that only pycauset keeps to its own limit"
 fi
 printf '%-34s %s\n' 'limit of the process' "$limited"
-printf '%-34s %s\n\n' 'runs' "pycauset stress ${command[*]:4}"
+shown=${command[*]:4}
+if [[ -n $folder ]]; then # reports are kept: they name no path of a machine
+  shown=${shown/"--folder $folder"/"--folder $(basename "$folder")"}
+fi
+printf '%-34s %s\n\n' 'runs' "pycauset stress $shown"
 
 table=$(mktemp) || exit 2
 "${prefix[@]}" "${command[@]}" | tee -i "$table"
